@@ -1,0 +1,1 @@
+"""Wire structs and header names: what crosses a socket, strict, bounded and versioned."""

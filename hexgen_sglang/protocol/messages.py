@@ -1,0 +1,144 @@
+"""Messages of the ZMQ link between a worker's plugin and the coordinator, version 1.
+
+Every field is bounded; unknown fields and types are errors. Durations travel, instants do
+not. The codec beside this file turns them into msgpack and back.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from hexgen_sglang.protocol.tag import BudgetMs, Name, WorkflowId
+
+LINK_VERSION = 1
+
+Text = Annotated[str, Meta(max_length=512)]
+RequestId = Annotated[str, Meta(min_length=1, max_length=128)]
+Count = Annotated[int, Meta(ge=0, le=2**40)]
+DurationMs = Annotated[float, Meta(ge=0, le=604_800_000)]
+
+
+class LinkMessage(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of everything on the link; the class name in snake case is the wire type."""
+
+
+class Hello(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="hello"):
+    """Worker -> coordinator: first message of a connection, repeated until welcomed.
+
+    `worker_id` is stable over reconnects; `incarnation` is new for each start of the worker
+    process, so that a restart is told from a reconnect. `max_running_requests` and
+    `kv_capacity_tokens` are the engine's own limits.
+    """
+
+    link_version: Annotated[int, Meta(ge=1, le=1_000)]
+    worker_id: Name
+    incarnation: RequestId
+    url: Annotated[str, Meta(min_length=8, max_length=512, pattern=r"^https?://")]
+    model: Text
+    hardware: Annotated[str, Meta(max_length=64)]
+    sglang_version: Annotated[str, Meta(max_length=64)]
+    plugin_version: Annotated[str, Meta(max_length=64)]
+    max_running_requests: Count
+    kv_capacity_tokens: Count
+    ordering: Name
+
+
+class Load(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="load"):
+    """Worker -> coordinator: load on change and as a heartbeat. Counts, as in `WorkerLoad`."""
+
+    num_running: Count
+    num_waiting: Count
+    num_waiting_tokens: Count
+    num_kv_tokens_used: Count
+
+
+class RequestFinished(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="request_finished"):
+    """Worker -> coordinator: one request ended in the engine.
+
+    `queue_ms`: arrival in the scheduler to first admission; `ttft_ms`: arrival to first
+    token; `e2e_ms`: arrival to last token. `ttft_ms` is 0 when no token was produced.
+    """
+
+    request_id: RequestId
+    workflow_id: WorkflowId | None
+    stage: Name | None
+    prompt_tokens: Count
+    cached_tokens: Count
+    output_tokens: Count
+    queue_ms: DurationMs
+    ttft_ms: DurationMs
+    e2e_ms: DurationMs
+    aborted: bool
+
+
+class StageFinished(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="stage_finished"):
+    """Worker -> coordinator: all siblings of a stage that ran on this worker have ended.
+
+    With siblings on several workers each worker tells of its own share
+    (`num_requests` of `siblings`).
+    """
+
+    workflow_id: WorkflowId
+    stage: Name
+    num_requests: Count
+    siblings: Count
+    e2e_ms: DurationMs
+
+
+class Goodbye(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="goodbye"):
+    """Worker -> coordinator: the worker shuts down in order."""
+
+    reason: Text
+
+
+class Welcome(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="welcome"):
+    """Coordinator -> worker: registered; send `Load` at least every `heartbeat_ms`."""
+
+    link_version: Annotated[int, Meta(ge=1, le=1_000)]
+    coordinator_id: Name
+    heartbeat_ms: Annotated[int, Meta(ge=50, le=60_000)]
+
+
+class HelloWanted(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="hello_wanted"):
+    """Coordinator -> worker: I do not know you (I restarted); say hello again."""
+
+
+class Rejected(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="rejected"):
+    """Coordinator -> worker: this worker cannot be registered, and why."""
+
+    reason: Text
+
+
+class Reprioritise(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="reprioritise"):
+    """Coordinator -> worker: a workflow's deadline or prediction changed.
+
+    `budget_ms` None: best effort from now on.
+    """
+
+    workflow_id: WorkflowId
+    budget_ms: BudgetMs | None
+    predicted_remaining_ms: DurationMs
+
+
+class Cancel(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="cancel"):
+    """Coordinator -> worker: abort the workflow's requests, or the one with `request_id`."""
+
+    workflow_id: WorkflowId | None
+    request_id: RequestId | None
+
+    def __post_init__(self) -> None:
+        if (self.workflow_id is None) == (self.request_id is None):
+            raise ValueError("exactly one of workflow_id and request_id must be given")
+
+
+class PolicySettings(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="policy_settings"):
+    """Coordinator -> worker: use this ordering policy with these settings from now on."""
+
+    ordering: Name
+    settings: Annotated[dict[Name, float], Meta(max_length=64)]
+
+
+WorkerMessage = Hello | Load | RequestFinished | StageFinished | Goodbye
+CoordinatorMessage = Welcome | HelloWanted | Rejected | Reprioritise | Cancel | PolicySettings

@@ -1,0 +1,1 @@
+"""Kernels of hexgen-sglang, one package for each operation."""

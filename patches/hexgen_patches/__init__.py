@@ -1,0 +1,1 @@
+"""Hooks into SGLang: one module for each class that is hooked, and a manifest of them all."""

@@ -1,0 +1,66 @@
+"""Packaging of hexgen-sglang. Every dependency of the project is named here, once."""
+
+from setuptools import find_packages, setup
+
+# What the coordinator, the client, the agent and the command line need. SGLang and torch are
+# not listed: `make setup` installs the build that fits the machine (see README).
+RUNTIME = [
+    "aiohttp>=3.12,<4",
+    "jinja2>=3.1,<4",
+    "msgspec>=0.20,<1",
+    "numpy>=1.26",
+    "prometheus-client>=0.20",
+    "pyzmq>=26",
+    "rich>=13,<16",
+    "sqlglot>=30,<31",
+    "starlette>=0.48",
+    "typer>=0.16,<1",
+    "uvicorn>=0.51",
+    "uvloop>=0.21",
+]
+
+# What `hexgen-sglang bench` needs on top: plots, and the router it compares itself with.
+BENCH = [
+    "matplotlib>=3.9",
+    "sglang-router>=0.3.2",
+]
+
+DEVELOPMENT = [
+    "hypothesis>=6.100",
+    "import-linter>=2.3",
+    "mypy>=1.15",
+    "openai>=2",
+    "pytest>=8.3",
+    "pytest-asyncio>=1.0",
+    "pytest-timeout>=2.3",
+    "ruff>=0.12",
+    "types-requests",
+]
+
+setup(
+    name="hexgen-sglang",
+    version="0.1.0",
+    description="Deadline-aware scheduling of whole LLM workflows on SGLang and unequal GPUs",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=[
+        *find_packages(include=["hexgen_sglang", "hexgen_sglang.*"]),
+        "hexgen_patches",
+        "hexgen_kernels",
+    ],
+    package_dir={
+        "hexgen_patches": "patches/hexgen_patches",
+        # There is no kernels/__init__.py: it would shadow the package `kernels` of SGLang.
+        "hexgen_kernels": "kernels/hexgen_kernels",
+    },
+    package_data={"hexgen_sglang": ["py.typed", "**/*.html", "**/*.j2", "**/*.txt", "**/*.json"]},
+    install_requires=RUNTIME,
+    extras_require={"bench": BENCH, "dev": [*BENCH, *DEVELOPMENT]},
+    entry_points={
+        "console_scripts": ["hexgen-sglang=hexgen_sglang.cli.main:main"],
+        "sglang.srt.plugins": ["hexgen=hexgen_sglang.plugin.entry:register"],
+        "sglang.srt.platforms": [
+            "hexgen_torch_cpu=hexgen_sglang.plugin.platforms:torch_cpu",
+        ],
+    },
+)
