@@ -6,6 +6,7 @@ HexgenError
 |- WorkerUnavailableError   no worker can take or finish a request
 |- AdmissionRejected        a bounded queue is full, or a deadline cannot be met
 |- CompatibilityError       this SGLang lacks something the plugin relies on
+|- ProcessError             a process that we started ended, hung or could not be stopped
 `- LawViolation             an invariant that must always hold does not
 """
 
@@ -41,6 +42,10 @@ class AdmissionRejected(HexgenError):
 
 class CompatibilityError(HexgenError):
     """The installed SGLang lacks a hook target or signature; the message names both."""
+
+
+class ProcessError(HexgenError):
+    """A process that we started ended, never got ready or could not be stopped."""
 
 
 class LawViolation(HexgenError):
