@@ -2,6 +2,13 @@
 
 Every field is bounded; unknown fields and types are errors. Durations travel, instants do
 not. The codec beside this file turns them into msgpack and back.
+
+Who is alive: a worker says `Hello` until it hears `Welcome`, then sends a `Load` at least
+every `heartbeat_ms`; the coordinator sends a `Heartbeat` as often. Whoever hears nothing for
+several of them takes the other for gone: the worker says `Hello` again, the coordinator
+forgets the worker. A coordinator that gets anything else from a worker it does not know
+answers `HelloWanted`. Delivery is at most once: a message on its way when a connection
+breaks is lost.
 """
 
 from __future__ import annotations
@@ -94,11 +101,18 @@ class Goodbye(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="goodbye
 
 
 class Welcome(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="welcome"):
-    """Coordinator -> worker: registered; send `Load` at least every `heartbeat_ms`."""
+    """Coordinator -> worker: registered; send `Load` at least every `heartbeat_ms`.
+
+    The answer to every accepted `Hello`, repeated ones included.
+    """
 
     link_version: Annotated[int, Meta(ge=1, le=1_000)]
     coordinator_id: Name
     heartbeat_ms: Annotated[int, Meta(ge=50, le=60_000)]
+
+
+class Heartbeat(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="heartbeat"):
+    """Coordinator -> worker: I am alive; sent to every registered worker each `heartbeat_ms`."""
 
 
 class HelloWanted(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="hello_wanted"):
@@ -106,7 +120,10 @@ class HelloWanted(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="hel
 
 
 class Rejected(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="rejected"):
-    """Coordinator -> worker: this worker cannot be registered, and why."""
+    """Coordinator -> worker: this worker cannot be registered, and why.
+
+    Its shape never changes, so that a worker of any link version can read it.
+    """
 
     reason: Text
 
@@ -141,4 +158,6 @@ class PolicySettings(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="
 
 
 WorkerMessage = Hello | Load | RequestFinished | StageFinished | Goodbye
-CoordinatorMessage = Welcome | HelloWanted | Rejected | Reprioritise | Cancel | PolicySettings
+CoordinatorMessage = (
+    Welcome | Heartbeat | HelloWanted | Rejected | Reprioritise | Cancel | PolicySettings
+)
