@@ -48,11 +48,16 @@ class WorkerView:
         state: only READY workers are candidates; the directory filters.
         num_in_flight: requests sent there and not finished (counted, exact).
         num_in_flight_tokens: their prompt plus expected output tokens (counted).
+        num_pending_prefill_tokens: uncached prompt tokens sent there whose request has not
+            shown a first token (counted; estimated before the engine tells).
+        num_pending_decode_tokens: expected output tokens still to come (estimated).
         max_running_requests: engine's batch limit; None when not reported.
         kv_capacity_tokens: engine's KV cache size in tokens; None when not reported.
-        prefill_tokens_per_s: learned or profiled prefill rate; None when unknown.
+        prefill_tokens_per_s: learned or profiled prefill rate, above 0; None when unknown.
         decode_tokens_per_s: learned or profiled decode rate of one request in a batch of the
-            usual size; None when unknown.
+            usual size, above 0; None when unknown.
+        usual_batch: mean number of requests in flight when that decode rate was measured.
+        tokens_per_s: prompt plus output tokens finished per busy second; None when unknown.
         load: the engine's own last report; None when it never reported.
     """
 
@@ -61,8 +66,12 @@ class WorkerView:
     state: WorkerState = WorkerState.READY
     num_in_flight: int = 0
     num_in_flight_tokens: int = 0
+    num_pending_prefill_tokens: int = 0
+    num_pending_decode_tokens: int = 0
     max_running_requests: int | None = None
     kv_capacity_tokens: int | None = None
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
+    usual_batch: float = 1.0
+    tokens_per_s: float | None = None
     load: WorkerLoad | None = None

@@ -1,0 +1,232 @@
+"""Settings of the coordinator: strict structs, read from TOML, printed back by --print-config.
+
+Runs in whatever process starts a coordinator. Objects are built from these in `service`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.policies.dispatch import DISPATCH
+from hexgen_sglang.policies.ordering import ORDERING
+from hexgen_sglang.protocol.tag import BudgetMs, Name
+
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Rate = Annotated[float, Meta(gt=0, le=1e9)]
+PolicyOptions = Annotated[dict[str, float], Meta(max_length=64)]
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+_T = TypeVar("_T")
+
+
+class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One row of `[[workers]]`: a worker known from the start, by its URL.
+
+    Attributes:
+        url: http:// or https:// base address, no path.
+        worker_id: name in reports; default `host:port`. A worker that says hello over the
+            link with the same URL and no stated name here brings its own.
+        hardware: such as "a100"; workers of one name are taken to be alike.
+        max_in_flight: requests sent there at once; default: the engine's own limit.
+        prefill_tokens_per_s, decode_tokens_per_s: starting values until rates are learned;
+            decode is the rate of one request in a batch of the usual size.
+    """
+
+    url: Annotated[str, Meta(max_length=512)]
+    worker_id: Name | None = None
+    hardware: Annotated[str, Meta(max_length=64)] = ""
+    max_in_flight: Annotated[int, Meta(ge=1, le=65_536)] | None = None
+    prefill_tokens_per_s: Rate | None = None
+    decode_tokens_per_s: Rate | None = None
+
+    def __post_init__(self) -> None:
+        check_worker_url(self.url)
+
+
+class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The table `[coordinator]`.
+
+    Attributes:
+        host, port: where HTTP listens; port 0 takes a free one.
+        link: ZMQ endpoint for the workers' plugins, such as "tcp://127.0.0.1:5600"; "" for
+            none. Off loopback it needs `keys`.
+        keys: folder of CURVE keys made by `hexgen-sglang keys`.
+        coordinator_id: name told to workers and shown in logs.
+        dispatch, dispatch_settings: which policy picks the worker, and its settings.
+        ordering, ordering_settings: which policy orders the central queue, and its settings.
+        max_queued: requests waiting here at most; beyond it the answer is 429.
+        queue_timeout_s: a request that waited this long without a worker gets 503.
+        look_ahead: requests a worker may hold beyond its batch limit, so that it never idles
+            for the time a dispatch takes.
+        default_max_in_flight: batch limit assumed for a worker that tells none.
+        max_attempts: workers tried for one request before it fails.
+        max_body_bytes: larger request bodies get 413.
+        connect_timeout_s: to open a connection to a worker.
+        first_byte_timeout_s: dispatch to first byte of a streamed answer; then retried.
+        stream_gap_timeout_s: longest silence inside a streamed answer.
+        request_timeout_s: from acceptance to the end, all attempts; then 504.
+        health_interval_s, health_timeout_s, health_failures: `GET /health` of each worker;
+            this many failures in a row make it unreachable.
+        heartbeat_ms: workers with a link report load at least this often; a report older
+            than three heartbeats counts as unknown.
+        drain_timeout_s: after SIGTERM, in-flight requests get this long to end.
+        max_workers: registered workers at most.
+        max_workflows: workflows remembered at most; ended ones are forgotten first.
+        workflow_idle_s: a workflow without an open request for this long counts as ended.
+        default_budget_ms: budget by workflow type for workflows that state none.
+        allowed_worker_hosts: hosts that POST /workers and unauthenticated links may name,
+            beside loopback and the hosts of `[[workers]]`.
+        log_level: of the coordinator's own log lines.
+    """
+
+    host: Annotated[str, Meta(min_length=1, max_length=255)] = "127.0.0.1"
+    port: Port = 8000
+    link: Annotated[str, Meta(max_length=255)] = ""
+    keys: str | None = None
+    coordinator_id: Name = "coordinator"
+    dispatch: Name = "earliest_completion"
+    dispatch_settings: PolicyOptions = {}
+    ordering: Name = "least_slack"
+    ordering_settings: PolicyOptions = {}
+    max_queued: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    queue_timeout_s: Seconds = 300.0
+    look_ahead: Annotated[int, Meta(ge=0, le=1_024)] = 2
+    default_max_in_flight: Annotated[int, Meta(ge=1, le=65_536)] = 32
+    max_attempts: Annotated[int, Meta(ge=1, le=32)] = 4
+    max_body_bytes: Annotated[int, Meta(ge=1_024, le=1_073_741_824)] = 16_777_216
+    connect_timeout_s: Seconds = 5.0
+    first_byte_timeout_s: Seconds = 600.0
+    stream_gap_timeout_s: Seconds = 120.0
+    request_timeout_s: Seconds = 1_800.0
+    health_interval_s: Seconds = 5.0
+    health_timeout_s: Seconds = 25.0
+    health_failures: Annotated[int, Meta(ge=1, le=100)] = 2
+    heartbeat_ms: Annotated[int, Meta(ge=50, le=60_000)] = 1_000
+    drain_timeout_s: Seconds = 60.0
+    max_workers: Annotated[int, Meta(ge=1, le=4_096)] = 256
+    max_workflows: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    workflow_idle_s: Seconds = 600.0
+    default_budget_ms: Annotated[dict[Name, BudgetMs], Meta(max_length=256)] = {}
+    allowed_worker_hosts: Annotated[tuple[str, ...], Meta(max_length=1_024)] = ()
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        levels = ("debug", "info", "warning", "error")
+        if self.log_level not in levels:
+            raise ConfigError(f"log_level={self.log_level!r}: must be one of {', '.join(levels)}")
+        if self.link and not self.link.startswith("tcp://"):
+            raise ConfigError(f"link={self.link!r}: must be empty or start with tcp://")
+        DISPATCH.create(self.dispatch, **self.dispatch_settings)
+        ORDERING.create(self.ordering, **self.ordering_settings)
+
+
+class CoordinatorFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole configuration file: `[coordinator]` and any number of `[[workers]]`."""
+
+    coordinator: CoordinatorConfig = CoordinatorConfig()
+    workers: Annotated[tuple[WorkerConfig, ...], Meta(max_length=4_096)] = ()
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for row in self.workers:
+            for name in (row.url.rstrip("/"), row.worker_id):
+                if name is not None and name in seen:
+                    raise ConfigError(f"workers: {name!r} is there twice; must be unique")
+                seen.add(name or "")
+
+
+def check_worker_url(url: str) -> str:
+    """The URL without a trailing slash.
+
+    Raises:
+        ConfigError: not http or https, no host, or with user, path, query or fragment.
+    """
+    allowed = "must be http://host:port or https://host:port without path, query or user"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigError(f"url={url!r}: {error}; {allowed}") from error
+    extras = parts.query or parts.fragment or parts.username or parts.password
+    if parts.scheme not in {"http", "https"} or not parts.hostname or extras:
+        raise ConfigError(f"url={url!r}: {allowed}")
+    if parts.path not in {"", "/"}:
+        raise ConfigError(f"url={url!r}: {allowed}")
+    return url.rstrip("/")
+
+
+def load_config(path: Path) -> CoordinatorFile:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: not readable, not TOML, an unknown field, or a value out of range; the
+            message names file, field, value and allowed range.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return convert(raw, CoordinatorFile, str(path))
+
+
+def convert(raw: object, kind: type[_T], where: str) -> _T:
+    """Validate plain data as `kind`, strictly.
+
+    Raises:
+        ConfigError: names `where`, the field, its value and the allowed range.
+    """
+    try:
+        return msgspec.convert(raw, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}{_offender(raw, str(error))}") from error
+
+
+def _offender(raw: Any, message: str) -> str:
+    """`; value 70000` for a message that ends in "at `$.port`": msgspec leaves the value out."""
+    _, marker, path = message.rpartition("`$.")
+    if not marker:
+        return ""
+    for step in path.rstrip("`").replace("[", ".").replace("]", "").split("."):
+        try:
+            raw = raw[int(step)] if isinstance(raw, list | tuple) else raw[step]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return ""
+    return f"; value {repr(raw)[:80]}"
+
+
+def as_toml(config: CoordinatorFile) -> str:
+    """The configuration with every default filled in, as TOML that `load_config` reads back."""
+    lines = ["[coordinator]"]
+    tables: list[str] = []
+    for field in msgspec.structs.fields(CoordinatorConfig):
+        value = getattr(config.coordinator, field.name)
+        if isinstance(value, dict):
+            tables += [f"\n[coordinator.{field.name}]", *_rows(value)] if value else []
+        elif value is not None:
+            lines.append(f"{field.name} = {_literal(value)}")
+    for row in config.workers:
+        tables += ["\n[[workers]]", *_rows(msgspec.structs.asdict(row))]
+    return "\n".join([*lines, *tables]) + "\n"
+
+
+def _rows(table: dict[str, Any]) -> list[str]:
+    """`"key" = value` lines; None has no TOML form and is left out."""
+    return [
+        f"{_literal(name)} = {_literal(value)}"
+        for name, value in table.items()
+        if value is not None
+    ]
+
+
+def _literal(value: object) -> str:
+    """A TOML literal; JSON's strings, numbers and arrays are TOML's too."""
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,12 @@
+"""Dispatch policies: which worker takes a request. `DISPATCH` is their registry."""
+
+from hexgen_sglang.policies.dispatch import (  # noqa: F401  (they register)
+    earliest_completion,
+    least_load,
+    least_requests,
+    least_tokens,
+    round_robin,
+)
+from hexgen_sglang.policies.dispatch.base import DISPATCH, Candidate, DispatchPolicy
+
+__all__ = ["DISPATCH", "Candidate", "DispatchPolicy"]
