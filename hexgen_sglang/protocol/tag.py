@@ -21,7 +21,8 @@ SESSION_HEADER = "x-session-id"
 TAG_VERSION = 1
 
 # Ids and names appear in logs, metrics and URLs: visible ASCII without spaces or quotes.
-_NAME_PATTERN = r"^[A-Za-z0-9._:/@+=-]+$"
+# (\Z, not $, which lets a trailing newline pass.)
+_NAME_PATTERN = r"^[A-Za-z0-9._:/@+=-]+\Z"
 WorkflowId = Annotated[str, Meta(min_length=1, max_length=128, pattern=_NAME_PATTERN)]
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=_NAME_PATTERN)]
 BudgetMs = Annotated[int, Meta(ge=1, le=86_400_000)]
@@ -120,7 +121,7 @@ def tag_from_headers(headers: Mapping[str, str]) -> WorkflowTag | None:
             field = _HEADERS.get(name)
             if field is None:
                 known = ", ".join(sorted(_HEADERS))
-                raise ProtocolError(f"header {name}: unknown; known headers: {known}")
+                raise ProtocolError(f"header {_printable(name)}: unknown; known headers: {known}")
             values[field] = value
     if session_id is not None:
         values.setdefault("workflow_id", session_id)
@@ -134,7 +135,8 @@ def _convert(value: object, kind: type[_Tag], where: str, *, strict: bool) -> _T
     try:
         return msgspec.convert(value, kind, strict=strict)
     except (msgspec.ValidationError, ValueError) as error:
-        raise ProtocolError(f"{where}: {error}{_offender(value, str(error))}") from error
+        reason = _printable(str(error)) + _offender(value, str(error))
+        raise ProtocolError(f"{where}: {reason}") from error
 
 
 def _offender(value: object, message: str) -> str:
@@ -143,4 +145,16 @@ def _offender(value: object, message: str) -> str:
     field = path.rstrip("`")
     if not marker or not isinstance(value, Mapping) or field not in value:
         return ""
-    return f"; {field}={str(value[field])[:80]!r}"
+    try:
+        shown = repr(str(value[field])[:80])
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or deep nesting
+        shown = f"a {type(value[field]).__name__} too large to show"
+    return f"; {field}={_printable(shown)}"
+
+
+def _printable(text: str) -> str:
+    """At most 300 characters of caller's text, ASCII, fit for a log line and a JSON body."""
+    return "".join(
+        char if char.isascii() and char.isprintable() else char.encode("unicode_escape").decode()
+        for char in text[:300]
+    )
