@@ -74,7 +74,7 @@ def _train_tokenizer(corpus: str) -> Any:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    trainer = trainers.BpeTrainer(  # type: ignore[no-untyped-call]
         vocab_size=MAX_VOCABULARY,
         min_frequency=1,
         special_tokens=[START, END],
