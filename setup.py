@@ -53,7 +53,7 @@ setup(
         # There is no kernels/__init__.py: it would shadow the package `kernels` of SGLang.
         "hexgen_kernels": "kernels/hexgen_kernels",
     },
-    package_data={"hexgen_sglang": ["py.typed", "**/*.html", "**/*.j2", "**/*.txt", "**/*.json"]},
+    package_data={"hexgen_sglang": ["py.typed", "**/*.html", "**/*.j2", "**/*.txt", "**/*.json", "**/*.jsonl"]},
     install_requires=RUNTIME,
     extras_require={"bench": BENCH, "dev": [*BENCH, *DEVELOPMENT]},
     entry_points={

@@ -1,0 +1,154 @@
+"""How many workflows per second a cluster could serve at most: the measure of load.
+
+A bound of linear programming, as a yardstick for "60 % of capacity": no real system reaches
+it, since it takes every worker as busy without a gap with batches of the largest size.
+
+For each step k and worker w, `t[k][w]` is the mean seconds of w that one workflow's requests
+of step k cost: the uncached prompt under perfect reuse as one prefill, and for each output
+token a share 1/B of a decode step with B requests. B is the number of requests that fit the
+worker's KV memory (at most its batch limit) when every template is stored once and a request
+adds what it has behind its template, half its output included, weighted by output tokens.
+The bound is the largest rate r for which fractions x[k][w] >= 0 exist with
+    sum over w of x[k][w] = 1 for every k, and sum over k of r x[k][w] t[k][w] <= 1 for every w.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.workload.latency import CostModel, Reuse, cached_tokens, template_part
+from hexgen_sglang.workload.prefixes import prompts_of
+from hexgen_sglang.workload.trace import Trace
+
+DEFAULT_MAX_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCapacity:
+    """One worker, as the bound sees it.
+
+    Attributes:
+        model: its cost model.
+        kv_tokens: its KV memory in tokens, at least 1.
+        max_batch: its limit of running requests, at least 1.
+    """
+
+    model: CostModel
+    kv_tokens: int
+    max_batch: int = DEFAULT_MAX_BATCH
+
+    def __post_init__(self) -> None:
+        if self.kv_tokens < 1 or self.max_batch < 1:
+            raise ConfigError(
+                f"kv_tokens={self.kv_tokens}, max_batch={self.max_batch}: must be at least 1"
+            )
+
+
+def capacity_per_s(trace: Trace, workers: Sequence[WorkerCapacity]) -> float:
+    """The bound, in workflows per second, for workflows drawn evenly from the trace.
+
+    Raises:
+        ConfigError: no worker was given.
+    """
+    if not workers:
+        raise ConfigError("workers=[]: at least one worker is needed")
+    return 1.0 / least_makespan(_seconds(trace, workers))
+
+
+def _seconds(trace: Trace, workers: Sequence[WorkerCapacity]) -> NDArray[np.float64]:
+    """t[step][worker] of the module docstring."""
+    batches = [_batch(trace, worker) for worker in workers]
+    rows: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(workers)))
+    for workflow in trace.workflows:
+        hits = cached_tokens(workflow, Reuse.PERFECT)
+        for stage, sibling, request in workflow.requests():
+            new = max(request.num_input_tokens - hits[stage][sibling], 1)
+            context = request.num_input_tokens + request.num_output_tokens / 2
+            row = rows[workflow.stages[stage].name]
+            for index, (worker, batch) in enumerate(zip(workers, batches, strict=True)):
+                prefill = worker.model.prefill_s(new, request.num_input_tokens)
+                step = worker.model.decode_s(batch, int(batch * context))
+                row[index] += prefill + (request.num_output_tokens - 1) * step / batch
+    return np.array(list(rows.values())) / len(trace.workflows)
+
+
+def _batch(trace: Trace, worker: WorkerCapacity) -> int:
+    """B of the module docstring, at least 1."""
+    templates: dict[str, int] = {}
+    own = weight = 0.0
+    for workflow in trace.workflows:
+        for prompts, stage in zip(prompts_of(workflow, "0", "0"), workflow.stages, strict=True):
+            for prompt, request in zip(prompts, stage.requests, strict=True):
+                shared = template_part(prompt)
+                for segment in shared:
+                    held = templates.get(segment.key, 0)
+                    templates[segment.key] = max(held, segment.num_tokens)
+                behind = request.num_input_tokens - sum(part.num_tokens for part in shared)
+                own += request.num_output_tokens * (behind + request.num_output_tokens / 2)
+                weight += request.num_output_tokens
+    room = worker.kv_tokens - sum(templates.values())
+    return int(min(max(room * weight / own, 1), worker.max_batch))
+
+
+def least_makespan(seconds: NDArray[np.float64]) -> float:
+    """Least time in which divisible jobs can be done: min T, sum_w x=1, sum_k x t <= T.
+
+    Solved through its dual, max over y >= 0 of sum_k u_k with u_k <= y_w t[k][w] and
+    sum_w y_w = 1, by a simplex method with Bland's rule (sizes here are a dozen by a dozen).
+
+    Args:
+        seconds: t[job][worker], positive and finite.
+
+    Raises:
+        ConfigError: an entry is not positive or not finite.
+    """
+    if not (np.isfinite(seconds).all() and (seconds > 0).all()):
+        raise ConfigError("seconds of a step on a worker must be positive and finite")
+    jobs, workers = seconds.shape
+    scale = float(seconds.max())
+    costs = np.concatenate([np.ones(jobs), np.zeros(workers)])
+    limits = np.zeros((jobs * workers + 1, jobs + workers))
+    for job in range(jobs):
+        for worker in range(workers):
+            limits[job * workers + worker, job] = 1.0
+            limits[job * workers + worker, jobs + worker] = -seconds[job, worker] / scale
+    limits[-1, jobs:] = 1.0
+    bounds = np.zeros(jobs * workers + 1)
+    bounds[-1] = 1.0
+    return _simplex(costs, limits, bounds) * scale
+
+
+def _simplex(
+    costs: NDArray[np.float64], limits: NDArray[np.float64], bounds: NDArray[np.float64]
+) -> float:
+    """Maximum of costs.z with limits z <= bounds, z >= 0, for bounds >= 0."""
+    rows, columns = limits.shape
+    table = np.zeros((rows + 1, columns + rows + 1))
+    table[:rows, :columns] = limits
+    table[:rows, columns : columns + rows] = np.eye(rows)
+    table[:rows, -1] = bounds
+    table[rows, :columns] = -costs
+    basis = list(range(columns, columns + rows))
+    tolerance = 1e-12
+    while True:
+        entering = np.flatnonzero(table[rows, :-1] < -tolerance)
+        if not entering.size:
+            return float(table[rows, -1])
+        column = int(entering[0])
+        positive = np.flatnonzero(table[:rows, column] > tolerance)
+        if not positive.size:
+            raise ConfigError("the capacity bound is unbounded: a step costs no time")
+        ratios = table[positive, -1] / table[positive, column]
+        least = ratios.min()
+        ties = positive[ratios <= least + tolerance]
+        row = min(ties, key=lambda candidate: basis[candidate])
+        table[row] /= table[row, column]
+        others = [index for index in range(rows + 1) if index != row]
+        table[others] -= np.outer(table[others, column], table[row])
+        basis[row] = column

@@ -1,0 +1,116 @@
+"""Seconds of work: a request, and a whole workflow, alone on idle accelerators.
+
+The unloaded latency of a workflow is the yardstick of deadlines and of "smallest scale", the
+same for every system of a comparison. Pure arithmetic on a cost model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Protocol
+
+from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.workload.prefixes import PrefixIndex, Prompt, prompts_of
+from hexgen_sglang.workload.trace import TraceWorkflow
+
+
+class CostModel(Protocol):
+    """Seconds of one step of an engine. `core/accelerator.py` has the one of the profiles."""
+
+    def prefill_s(self, num_new_tokens: int, num_context_tokens: int) -> float:
+        """A step that computes `num_new_tokens` prompt tokens behind cached ones.
+
+        `num_context_tokens` counts the tokens attended to: cached and new ones.
+        """
+        ...
+
+    def decode_s(self, num_requests: int, num_context_tokens: int) -> float:
+        """A step that makes one token for each request of a batch.
+
+        `num_context_tokens` is the sum of their context lengths.
+        """
+        ...
+
+
+class Reuse(StrEnum):
+    """Which prompt tokens an unloaded worker is taken to have in its prefix cache."""
+
+    PERFECT = "perfect"  # every template, and what the workflow itself sent before
+    NONE = "none"  # nothing
+
+
+def request_s(
+    model: CostModel, num_input_tokens: int, num_cached_tokens: int, num_output_tokens: int
+) -> float:
+    """Seconds of one request alone: one prefill step, then a decode step for each further token.
+
+    The prefill makes the first token. At least one prompt token is computed. The decode time
+    is summed with the trapezoidal rule over the growing context, which is exact for a model
+    that is linear in it.
+    """
+    new_tokens = max(num_input_tokens - num_cached_tokens, 1)
+    seconds = model.prefill_s(new_tokens, num_input_tokens)
+    steps = num_output_tokens - 1
+    if steps > 0:
+        first = model.decode_s(1, num_input_tokens + 1)
+        last = model.decode_s(1, num_input_tokens + steps)
+        seconds += steps * (first + last) / 2
+    return seconds
+
+
+def unloaded_s(
+    workflow: TraceWorkflow, models: Sequence[CostModel], reuse: Reuse = Reuse.PERFECT
+) -> float:
+    """Seconds the workflow takes when nothing else runs: its critical path.
+
+    Every request runs alone, siblings side by side; a request's seconds are the mean over
+    `models` (one entry for each worker of the cluster, or one reference worker). A stage ends
+    with its slowest sibling and starts `tool_s` after the last stage it waits for. With
+    `Reuse.PERFECT` templates are cached, and a request finds what earlier requests of its
+    workflow, in stage order, have in common with it.
+
+    Raises:
+        ConfigError: no model was given.
+    """
+    if not models:
+        raise ConfigError("models=[]: at least one cost model is needed")
+    cached = cached_tokens(workflow, reuse)
+    ends: list[float] = []
+    for index, stage in enumerate(workflow.stages):
+        start = max((ends[before] for before in stage.after), default=0.0) + stage.tool_s
+        slowest = max(
+            sum(
+                request_s(model, request.num_input_tokens, hit, request.num_output_tokens)
+                for model in models
+            )
+            / len(models)
+            for request, hit in zip(stage.requests, cached[index], strict=True)
+        )
+        ends.append(start + slowest)
+    return max(ends)
+
+
+def cached_tokens(workflow: TraceWorkflow, reuse: Reuse) -> list[list[int]]:
+    """Prompt tokens each request finds cached, as [stage][sibling]; see `Reuse`."""
+    if reuse is Reuse.NONE:
+        return [[0] * len(stage.requests) for stage in workflow.stages]
+    index = PrefixIndex()
+    hits: list[list[int]] = []
+    for stage_prompts in prompts_of(workflow, "0", "0"):
+        hits.append([])
+        for prompt in stage_prompts:
+            index.insert(template_part(prompt))
+            hits[-1].append(index.match(prompt))
+            index.insert(prompt)
+    return hits
+
+
+def template_part(prompt: Prompt) -> Prompt:
+    """The leading segments that every workflow has."""
+    templates = []
+    for segment in prompt:
+        if not segment.key.startswith("template/"):
+            break
+        templates.append(segment)
+    return tuple(templates)
