@@ -25,6 +25,7 @@ COMMANDS = {
     "keys": ("hexgen_sglang.cli.keys", "Make CURVE keys for links between machines."),
     "model": ("hexgen_sglang.cli.model", "Make the default model and print its folder."),
     "cluster": ("hexgen_sglang.cli.cluster", "Start and stop workers and coordinator together."),
+    "worker": ("hexgen_sglang.cli.worker", "Run one SGLang server with our scheduling policy."),
 }
 
 

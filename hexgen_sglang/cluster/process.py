@@ -111,6 +111,12 @@ class ChildProcess:
             lines = log.read().decode("utf-8", "replace").splitlines()
         return "\n".join(lines[-num_lines:])
 
+    def failure(self, what: str) -> ProcessError:
+        """An error that says what went wrong with the child and quotes the end of its log."""
+        return ProcessError(
+            f"{self.name}: {what}; log {self.log_path} ends with:\n{self.log_tail()}"
+        )
+
     def stop(self, grace_s: float = TERM_GRACE_S) -> None:
         """SIGTERM, wait up to `grace_s` seconds, SIGKILL what is left of the group.
 
@@ -181,24 +187,19 @@ def wait_ready(
         still = []
         for child, probe in awaited:
             if not child.is_running():
-                raise ProcessError(_obituary(child, f"ended with status {child.exit_code()}"))
+                raise child.failure(f"ended with status {child.exit_code()}")
             if not probe():
                 still.append((child, probe))
         awaited = still
         now_s = time.monotonic()
         if awaited and now_s - began_s > timeout_s:
-            raise ProcessError(_obituary(awaited[0][0], f"not ready after {timeout_s:.0f} s"))
+            raise awaited[0][0].failure(f"not ready after {timeout_s:.0f} s")
         if on_progress is not None and now_s - told_s >= 1.0:
             told_s = now_s
             for child, _ in awaited:
                 on_progress(child.name, now_s - began_s, child.log_tail(1))
         if awaited:
             time.sleep(poll_s)
-
-
-def _obituary(child: ChildProcess, what: str) -> str:
-    """Why a child is given up, with the end of its log."""
-    return f"{child.name}: {what}; log {child.log_path} ends with:\n{child.log_tail()}"
 
 
 def _raise_if_left(children: Sequence[ChildProcess], left: Sequence[int]) -> None:

@@ -128,6 +128,16 @@ class Cluster:
 
         return is_ready
 
+    def check(self) -> None:
+        """Raise if something that was started has ended by itself.
+
+        Raises:
+            ProcessError: names the process and quotes the end of its log.
+        """
+        for process in self.processes.values():
+            if not process.is_running():
+                raise process.failure(f"ended with status {process.exit_code()}")
+
     def stop(self, grace_s: float = TERM_GRACE_S) -> None:
         """Stop everything that was started; see `process.stop_all`."""
         stop_all(self.processes.values(), grace_s)
