@@ -1,0 +1,69 @@
+"""What the flags of one server say, and how its child processes learn it.
+
+Made once in the process that parses the command line and passed on in one environment
+variable. It holds checked values only; where they come from is `flags`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Self
+
+import msgspec
+from msgspec import Meta, Struct
+
+from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.protocol.tag import Name
+
+ENVIRONMENT_VARIABLE = "HEXGEN_PLUGIN_CONFIG"
+
+FilePath = Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class PluginConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Settings of the plugin in one SGLang server. Without any of ours there is none.
+
+    Attributes:
+        ordering: our ordering policy of the waiting queue (--schedule-policy hexgen); None:
+            the queue is ordered by SGLang's own policy.
+        ordering_settings: keyword arguments of that policy.
+        coordinator: ZMQ endpoint to report to; None: no link, no socket.
+        worker_id: who this server is towards the coordinator; set when `coordinator` is.
+        url: HTTP address under which the coordinator reaches it; set when `coordinator` is.
+        hardware: name of its accelerator; "": found out in the scheduler process.
+        keys: folder with CURVE keys for a link off loopback.
+        emulate: accelerator profile (absolute path); None: the forward pass is real.
+    """
+
+    ordering: Name | None = None
+    ordering_settings: dict[Name, float] = {}
+    coordinator: Annotated[str, Meta(min_length=1, max_length=512)] | None = None
+    worker_id: Name | None = None
+    url: Annotated[str, Meta(max_length=512, pattern=r"^https?://")] | None = None
+    hardware: Annotated[str, Meta(max_length=64)] = ""
+    keys: FilePath | None = None
+    emulate: FilePath | None = None
+
+    def export(self) -> None:
+        """Let the processes that this one starts find these settings."""
+        os.environ[ENVIRONMENT_VARIABLE] = msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_environment(cls) -> Self | None:
+        """The settings that the launching process exported, or None.
+
+        Raises:
+            ConfigError: the variable holds something else.
+        """
+        text = os.environ.get(ENVIRONMENT_VARIABLE)
+        if text is None:
+            return None
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except msgspec.MsgspecError as error:
+            raise ConfigError(f"{ENVIRONMENT_VARIABLE}={text[:200]!r}: {error}") from error
+
+
+def forget_exported() -> None:
+    """Remove settings that were exported by, or for, another server."""
+    os.environ.pop(ENVIRONMENT_VARIABLE, None)

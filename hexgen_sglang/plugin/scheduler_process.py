@@ -1,0 +1,164 @@
+"""Our objects in one of SGLang's scheduler processes, and what its hooks do with them.
+
+The hooks in `hexgen_patches` are one line each and call in here. There is one
+`SchedulerProcess` in a process, made from the exported settings when a hook first asks.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import re
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hexgen_sglang import __version__
+from hexgen_sglang.plugin.commands import CommandCounter, QueueCommand, queue_command
+from hexgen_sglang.plugin.config import PluginConfig
+from hexgen_sglang.plugin.ordering import QueueOrder
+from hexgen_sglang.plugin.request_view import requests_in, stamp_arrival
+from hexgen_sglang.plugin.telemetry import Telemetry
+from hexgen_sglang.protocol.messages import LINK_VERSION, Cancel, Hello
+
+if TYPE_CHECKING:
+    from hexgen_sglang.plugin.agent import WorkerAgent
+
+logger = logging.getLogger(__name__)
+
+_HEALTH_CHECK = "HEALTH_CHECK"  # prefix of the ids of SGLang's own health probes
+
+
+class SchedulerProcess:
+    """The queue's order, the telemetry and the agent of one scheduler process.
+
+    Attributes:
+        order: set when our policy orders the queue.
+        telemetry: set when this process owns the link; other ranks of the engine have none.
+    """
+
+    def __init__(self, config: PluginConfig) -> None:
+        self.config = config
+        self.commands = CommandCounter()
+        self.order: QueueOrder | None = None
+        if config.ordering is not None:
+            self.order = QueueOrder(config.ordering, config.ordering_settings)
+        self.telemetry: Telemetry | None = None
+        self._agent: WorkerAgent | None = None
+
+    def start_link(self, scheduler: Any) -> None:
+        """Begin to report, if a coordinator is set and this rank receives the requests."""
+        if self.config.coordinator is None or scheduler.recv_from_tokenizer is None:
+            return
+        self._agent = _make_agent(self.config, hello_of(self.config, scheduler))
+        self.telemetry = Telemetry(self._agent)
+        self._agent.start()
+        scheduler.load_inquirer.get_loads()  # its hook reports it: a first load from the start
+
+    def stop_link(self, reason: str) -> None:
+        """Say goodbye, if there is a link."""
+        if self._agent is not None:
+            self._agent.stop(reason)
+
+    def received(self, receiver: Any, messages: list[Any] | None) -> None:
+        """Requests came from SGLang's front: stamp them, and put our commands behind them.
+
+        `messages` is changed in place. Only the rank that receives does anything; the others
+        get its list.
+        """
+        if messages is None or receiver.recv_from_tokenizer is None:
+            return
+        if messages:
+            now_s = time.perf_counter()
+            for request in (request for message in messages for request in requests_in(message)):
+                stamp_arrival(request, now_s)
+                if self.telemetry is not None and not request.rid.startswith(_HEALTH_CHECK):
+                    self.telemetry.arrived(request, now_s)
+        if self.telemetry is not None:
+            self._add_commands(messages, self.telemetry)
+
+    def _add_commands(self, messages: list[Any], telemetry: Telemetry) -> None:
+        from sglang.srt.managers.io_struct import AbortReq
+
+        for command in telemetry.take_commands():
+            if isinstance(command, Cancel):
+                # SGLang aborts every request whose id begins with the one given; the
+                # coordinator's ids all have one length.
+                ids = telemetry.requests_to_cancel(command)
+                messages.extend(AbortReq(rid=request_id) for request_id in ids)
+            else:
+                messages.append(queue_command(command, time.perf_counter()))
+
+    def before_input(self, scheduler: Any, messages: list[Any]) -> list[Any]:
+        """Apply our commands on this rank; returns the messages that are for SGLang.
+
+        A new list: with pipeline parallelism SGLang passes the old one on to the next stage.
+        """
+        telemetry = self.telemetry
+        if telemetry is not None and telemetry.load_is_due(
+            len(scheduler.running_batch.reqs), len(scheduler.waiting_queue)
+        ):
+            scheduler.load_inquirer.get_loads()
+        if not any(isinstance(message, QueueCommand) for message in messages):
+            return messages
+        rest = []
+        for message in messages:
+            if isinstance(message, QueueCommand):
+                self.commands.apply(message, self.order)
+            else:
+                rest.append(message)
+        return rest
+
+
+@functools.cache
+def this_process() -> SchedulerProcess:
+    """The objects of this process.
+
+    Raises:
+        ConfigError: the exported settings are missing or damaged.
+    """
+    config = PluginConfig.from_environment()
+    return SchedulerProcess(PluginConfig() if config is None else config)
+
+
+def hello_of(config: PluginConfig, scheduler: Any) -> Hello:
+    """Who this worker is. `incarnation` is new in every call.
+
+    Reads `server_args`, `schedule_policy`, `max_running_requests` and
+    `max_total_num_tokens` of SGLang's scheduler.
+    """
+    args = scheduler.server_args
+    return Hello(
+        link_version=LINK_VERSION,
+        worker_id=config.worker_id or "",
+        incarnation=uuid.uuid4().hex,
+        url=config.url or "",
+        model=(args.served_model_name or args.model_path)[:512],
+        hardware=config.hardware or device_name(),
+        sglang_version=importlib.metadata.version("sglang"),
+        plugin_version=__version__,
+        max_running_requests=int(scheduler.max_running_requests),
+        kv_capacity_tokens=int(scheduler.max_total_num_tokens),
+        ordering=config.ordering or scheduler.schedule_policy,
+    )
+
+
+def device_name() -> str:
+    """Name of this process's accelerator as a hardware name, "cpu" without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")[:64]
+
+
+def _make_agent(config: PluginConfig, hello: Hello) -> WorkerAgent:
+    """The agent, not started. Without a coordinator nothing that knows sockets is imported."""
+    from hexgen_sglang.plugin.agent import WorkerAgent
+    from hexgen_sglang.transport.zmq_link import ZmqWorkerEnd, load_worker_keys
+
+    keys = load_worker_keys(Path(config.keys)) if config.keys else None
+    endpoint = config.coordinator or ""
+    return WorkerAgent(lambda: ZmqWorkerEnd(endpoint, keys), hello)

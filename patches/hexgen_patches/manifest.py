@@ -1,0 +1,353 @@
+"""Every hook into SGLang, and every other thing in SGLang that hooks and platform rely on.
+
+The single list: to add a hook, write a module for the hooked class in this package and a row
+here. Nothing is imported from SGLang.
+"""
+
+from __future__ import annotations
+
+from hexgen_patches.declarations import AnyOf, Fact, Hook, Names, Need, Signature, Text
+
+_SRT = "sglang.srt"
+_SERVER_ARGS = f"{_SRT}.server_args.ServerArgs"
+_SCHEDULER = f"{_SRT}.managers.scheduler.Scheduler"
+_PARTS = f"{_SRT}.managers.scheduler_components"
+_RECEIVER = f"{_PARTS}.request_receiver.SchedulerRequestReceiver"
+_BATCH_RESULTS = f"{_PARTS}.batch_result_processor.SchedulerBatchResultProcessor"
+_LOADS = f"{_PARTS}.load_inquirer.SchedulerLoadInquirer"
+_POLICY = f"{_SRT}.managers.schedule_policy.SchedulePolicy"
+_TOKENIZER = f"{_SRT}.managers.tokenizer_manager.TokenizerManager"
+_IO = f"{_SRT}.managers.io_struct"
+_REQ = f"{_SRT}.managers.schedule_batch.Req"
+_PLATFORMS = f"{_SRT}.platforms"
+
+_ORDERING_OR_LINK = frozenset({Need.ORDERING, Need.LINK})
+
+HOOKS: tuple[Hook, ...] = (
+    Hook(
+        target=f"{_SERVER_ARGS}.add_cli_args",
+        kind="AFTER",
+        ours="hexgen_patches.server_args:add_flags",
+        parameters=("parser",),
+        needs=frozenset({Need.ALWAYS}),
+        why="--hexgen-* flags, and hexgen among the choices of --schedule-policy",
+        remove_when="plugins can declare flags",
+    ),
+    Hook(
+        target=f"{_SERVER_ARGS}.from_cli_args",
+        kind="BEFORE",
+        ours="hexgen_patches.server_args:prepare_launch",
+        parameters=("cls", "args"),
+        needs=frozenset({Need.ALWAYS}),
+        why="check our flags at launch, export them to child processes, apply the other hooks",
+        remove_when="plugins can declare flags and get their values in every process",
+    ),
+    Hook(
+        target=f"{_TOKENIZER}._validate_one_request",
+        kind="BEFORE",
+        ours="hexgen_patches.tokenizer_manager:check_tag",
+        parameters=("self", "obj", "input_ids"),
+        needs=_ORDERING_OR_LINK,
+        why="answer a malformed workflow tag with a 400 before it enters the engine",
+        remove_when="custom_params can be given a schema",
+    ),
+    Hook(
+        target=f"{_RECEIVER}._pull_raw_reqs",
+        kind="AFTER",
+        ours="hexgen_patches.request_receiver:received",
+        parameters=("self",),
+        needs=_ORDERING_OR_LINK,
+        why="stamp the instant of arrival once for all ranks; feed commands into SGLang's input",
+        remove_when="a request carries one arrival instant for all ranks, and plugins can send "
+        "control requests from the scheduler process",
+    ),
+    Hook(
+        target=_POLICY,
+        kind="REPLACE",
+        ours="hexgen_patches.schedule_policy:HexgenSchedulePolicy",
+        parameters=(
+            "self",
+            "policy",
+            "tree_cache",
+            "enable_hierarchical_cache",
+            "enable_priority_scheduling",
+            "schedule_low_priority_values_first",
+        ),
+        needs=frozenset({Need.ORDERING}),
+        why="order the waiting queue by a policy of ours",
+        remove_when="schedule policies can be registered by name",
+        also_bound_in=(f"{_SRT}.managers.scheduler.SchedulePolicy",),
+    ),
+    Hook(
+        target=f"{_SCHEDULER}.process_input_requests",
+        kind="BEFORE",
+        ours="hexgen_patches.scheduler:before_input",
+        parameters=("self", "recv_reqs"),
+        needs=frozenset({Need.LINK}),
+        why="apply re-prioritisation and policy settings on every rank in the same step",
+        remove_when="plugins can add request types to the scheduler's dispatcher",
+    ),
+    Hook(
+        target=f"{_SCHEDULER}.run_event_loop",
+        kind="AROUND",
+        ours="hexgen_patches.scheduler:around_event_loop",
+        parameters=("self",),
+        needs=frozenset({Need.LINK}),
+        why="connect when the engine is ready, say goodbye when it stops",
+        remove_when="plugins are told of the scheduler's start and end",
+    ),
+    Hook(
+        target=f"{_LOADS}.get_loads",
+        kind="AFTER",
+        ours="hexgen_patches.load_inquirer:load_known",
+        parameters=("self",),
+        needs=frozenset({Need.LINK}),
+        why="report the load that SGLang has computed anyway",
+        remove_when="load publishers can be registered",
+    ),
+    Hook(
+        target=f"{_PARTS}.output_streamer.SchedulerOutputStreamer.stream_output",
+        kind="AFTER",
+        ours="hexgen_patches.output_streamer:streamed",
+        parameters=("self", "reqs", "return_logprob"),
+        needs=frozenset({Need.LINK}),
+        why="see a request's last output and report its timings",
+        remove_when="plugins are told of finished requests",
+    ),
+    Hook(
+        target=f"{_PARTS}.output_sender.SenderWrapper.send_output",
+        kind="AFTER",
+        ours="hexgen_patches.output_sender:sent",
+        parameters=("self", "output", "recv_obj"),
+        needs=frozenset({Need.LINK}),
+        why="see requests that end before they run (aborted or refused in the queue)",
+        remove_when="plugins are told of finished requests",
+    ),
+)
+
+FACTS: tuple[Fact, ...] = (
+    # The plugin is loaded, and the flags come in.
+    Fact(Text("sglang.launch_server", "load_plugins()"), "python -m sglang.launch_server"),
+    Fact(Text("sglang.cli.serve.serve", "load_plugins()"), "sglang serve"),
+    Fact(
+        Text(f"{_SRT}.managers.scheduler.run_scheduler_process", "load_plugins()"),
+        "the spawned scheduler process has our hooks",
+    ),
+    Fact(
+        Text(f"{_SRT}.server_args.prepare_server_args", "ServerArgs.add_cli_args(parser)"),
+        "our flags are added",
+    ),
+    Fact(
+        Text(f"{_SRT}.server_args.prepare_server_args", "ServerArgs.from_cli_args(raw_args)"),
+        "our flags are read",
+    ),
+    Fact(
+        AnyOf(
+            (
+                Names(_SERVER_ARGS, ("schedule_policy",)),
+                Names(f"{_SRT}.arg_groups.fields.schedule.Schedule", ("schedule_policy",)),
+            )
+        ),
+        "--schedule-policy",
+    ),
+    Fact(
+        Names(
+            f"{_SRT}.plugins.hook_registry.HookRegistry",
+            ("_hooks", "_patched", "register", "apply_hooks"),
+        ),
+        "hooks are registered and verified",
+    ),
+    Fact(
+        Signature(f"{_SRT}.plugins.hook_registry._wrap_fn", ("original_fn", "hook", "hook_type")),
+        "the self-check finds our function inside SGLang's wrapper",
+    ),
+    # The order of the queue.
+    Fact(
+        Text(
+            f"{_SCHEDULER}.init_schedule_policy",
+            "SchedulePolicy(self.schedule_policy, self.tree_cache,",
+        ),
+        "the scheduler makes our policy",
+    ),
+    Fact(Signature(f"{_POLICY}.calc_priority", ("self", "waiting_queue")), "the queue is ordered"),
+    Fact(
+        Text(
+            f"{_SCHEDULER}._get_new_batch_prefill_raw",
+            "self.policy.calc_priority(self.waiting_queue, running_batch",
+        ),
+        "the queue is ordered before requests are admitted, in this order",
+    ),
+    Fact(
+        Text(f"{_SCHEDULER}._get_new_batch_prefill_raw", "for req in self.waiting_queue:"),
+        "requests are admitted in the queue's order",
+    ),
+    Fact(
+        Text(f"{_SRT}.managers.schedule_policy.CacheAgnosticPolicy", "FCFS = 'fcfs'"),
+        "the known policy that ours hands to SGLang",
+    ),
+    Fact(
+        Text(f"{_POLICY}.calc_priority", "self.tree_cache.supports_fast_match_prefix()"),
+        "prefixes are matched for the load snapshot under fcfs",
+    ),
+    # What is read from a request.
+    Fact(
+        Names(
+            _REQ,
+            (
+                "rid",
+                "sampling_params",
+                "origin_input_ids",
+                "output_ids",
+                "cached_tokens",
+                "time_stats",
+                "finished_reason",
+                "finished",
+            ),
+        ),
+        "what policies and telemetry read from a request",
+    ),
+    Fact(
+        Names(
+            f"{_SRT}.observability.req_time_stats.SchedulerReqTimeStats",
+            ("forward_entry_time", "prefill_finished_time"),
+        ),
+        "timings of a request",
+    ),
+    Fact(
+        Names(f"{_SRT}.sampling.sampling_params.SamplingParams", ("custom_params",)),
+        "the tag reaches the scheduler",
+    ),
+    Fact(
+        Names(f"{_SRT}.entrypoints.openai.protocol.ChatCompletionRequest", ("custom_params",)),
+        "the tag of a chat completion",
+    ),
+    Fact(
+        Names(f"{_SRT}.entrypoints.openai.protocol.CompletionRequest", ("custom_params",)),
+        "the tag of a completion",
+    ),
+    Fact(Names(f"{_IO}.TokenizedGenerateReqInput", ("sampling_params",)), "stamping the arrival"),
+    Fact(Names(f"{_IO}.BatchTokenizedGenerateReqInput", ("batch",)), "stamping a batch"),
+    Fact(Names(f"{_IO}.BaseReq", ("rid",)), "ids of requests and of aborts"),
+    Fact(Names(f"{_SRT}.managers.schedule_batch", ("FINISH_ABORT",)), "aborted or not"),
+    Fact(
+        Text(f"{_TOKENIZER}._tokenize_one_request", "self._validate_one_request(obj, input_ids)"),
+        "a malformed tag is refused at the HTTP edge",
+    ),
+    Fact(
+        Text(f"{_TOKENIZER}._batch_tokenize_and_process", "self._validate_one_request(obj[i],"),
+        "a malformed tag in a batch is refused at the HTTP edge",
+    ),
+    # Input, commands and cancelling.
+    Fact(Text(f"{_RECEIVER}.recv_requests", "self._pull_raw_reqs()"), "arrivals and commands"),
+    Fact(Names(_RECEIVER, ("recv_from_tokenizer",)), "which rank receives requests"),
+    Fact(
+        AnyOf(
+            (
+                Text(f"{_SCHEDULER}.ingest_requests", "self.process_input_requests(recv_reqs)"),
+                Text(f"{_SCHEDULER}.event_loop_normal", "self.process_input_requests(recv_reqs)"),
+            )
+        ),
+        "commands are applied before each step",
+    ),
+    Fact(
+        Text(f"{_SCHEDULER}.init_request_dispatcher", "(AbortReq, self.abort_request)"),
+        "cancelling goes through SGLang's own abort",
+    ),
+    Fact(
+        AnyOf(
+            (
+                Text(f"{_SCHEDULER}.abort_request", "self.send_abort_output("),
+                Text(
+                    f"{_SCHEDULER}.abort_request",
+                    "self.ipc_channels.send_to_tokenizer.send_output(",
+                ),
+            )
+        ),
+        "the HTTP side hears of a request aborted in the queue",
+    ),
+    # Telemetry.
+    Fact(
+        Text(f"{_SRT}.managers.scheduler.run_scheduler_process", "scheduler.run_event_loop()"),
+        "the link begins and ends with the scheduler's loop",
+    ),
+    Fact(
+        Names(
+            _SCHEDULER,
+            (
+                "server_args",
+                "schedule_policy",
+                "recv_from_tokenizer",
+                "running_batch",
+                "waiting_queue",
+                "load_inquirer",
+            ),
+        ),
+        "what telemetry reads from the scheduler",
+    ),
+    Fact(
+        Text(f"{_SCHEDULER}.init_model_worker", "self.max_total_num_tokens"),
+        "KV capacity told to the coordinator",
+    ),
+    Fact(
+        Text(f"{_SCHEDULER}.init_model_worker", "self.max_running_requests"),
+        "batch limit told to the coordinator",
+    ),
+    Fact(
+        Names(
+            f"{_SRT}.managers.load_snapshot.LoadSnapshot",
+            (
+                "num_running_reqs",
+                "num_waiting_reqs",
+                "num_waiting_uncached_tokens",
+                "num_used_tokens",
+            ),
+        ),
+        "fields of the load",
+    ),
+    Fact(
+        Text(f"{_SCHEDULER}.publish_load_snapshot", "self.load_inquirer.get_loads()"),
+        "SGLang computes its load itself",
+    ),
+    Fact(
+        Text(f"{_SCHEDULER}.on_idle", "self.publish_load_snapshot(force=True)"),
+        "an engine that became idle reports it at once",
+    ),
+    Fact(
+        Text(
+            f"{_BATCH_RESULTS}.process_batch_result_decode",
+            "self.output_streamer.stream_output(batch.reqs, batch.return_logprob",
+        ),
+        "requests that finish while decoding are seen",
+    ),
+    Fact(
+        Text(
+            f"{_BATCH_RESULTS}.process_batch_result_prefill",
+            "self.output_streamer.stream_output(batch.reqs, batch.return_logprob",
+        ),
+        "requests that finish with their first token are seen",
+    ),
+    # The torch-CPU platform.
+    Fact(Names(f"{_PLATFORMS}.cpu", ("CpuDeviceMixin",)), "torch-CPU platform"),
+    Fact(Names(f"{_PLATFORMS}.device_mixin.PlatformEnum", ("OOT",)), "torch-CPU platform"),
+    Fact(
+        Names(f"{_PLATFORMS}.interface.SRTPlatform", ("get_default_attention_backend",)),
+        "torch-CPU platform",
+    ),
+    Fact(
+        AnyOf(
+            (
+                Names(f"{_PLATFORMS}.interface.SRTPlatform", ("get_kv_pool_cls",)),
+                Names(
+                    f"{_PLATFORMS}.interface.SRTPlatform",
+                    ("get_mha_kv_pool_cls", "get_paged_allocator_cls"),
+                ),
+            )
+        ),
+        "torch-CPU platform: who names the KV pool's class",
+    ),
+)
+
+
+def hooks_for(needs: frozenset[Need]) -> tuple[Hook, ...]:
+    """The hooks that a server with these needs has."""
+    return tuple(hook for hook in HOOKS if hook.needs & needs)
