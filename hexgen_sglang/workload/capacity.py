@@ -16,69 +16,49 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hexgen_sglang.core.accelerator import AcceleratorProfile, decode_s
 from hexgen_sglang.core.errors import ConfigError
-from hexgen_sglang.workload.latency import CostModel, Reuse, cached_tokens, template_part
+from hexgen_sglang.workload.latency import Reuse, cached_tokens, prompt_s, template_part
 from hexgen_sglang.workload.prefixes import prompts_of
 from hexgen_sglang.workload.trace import Trace
 
-DEFAULT_MAX_BATCH = 64
 
-
-@dataclass(frozen=True, slots=True)
-class WorkerCapacity:
-    """One worker, as the bound sees it.
-
-    Attributes:
-        model: its cost model.
-        kv_tokens: its KV memory in tokens, at least 1.
-        max_batch: its limit of running requests, at least 1.
-    """
-
-    model: CostModel
-    kv_tokens: int
-    max_batch: int = DEFAULT_MAX_BATCH
-
-    def __post_init__(self) -> None:
-        if self.kv_tokens < 1 or self.max_batch < 1:
-            raise ConfigError(
-                f"kv_tokens={self.kv_tokens}, max_batch={self.max_batch}: must be at least 1"
-            )
-
-
-def capacity_per_s(trace: Trace, workers: Sequence[WorkerCapacity]) -> float:
+def capacity_per_s(trace: Trace, profiles: Sequence[AcceleratorProfile]) -> float:
     """The bound, in workflows per second, for workflows drawn evenly from the trace.
 
+    Args:
+        trace: what the workflows are drawn from.
+        profiles: one for each worker.
+
     Raises:
-        ConfigError: no worker was given.
+        ConfigError: no profile was given.
     """
-    if not workers:
-        raise ConfigError("workers=[]: at least one worker is needed")
-    return 1.0 / least_makespan(_seconds(trace, workers))
+    if not profiles:
+        raise ConfigError("profiles=[]: at least one accelerator profile is needed")
+    return 1.0 / least_makespan(_seconds(trace, profiles))
 
 
-def _seconds(trace: Trace, workers: Sequence[WorkerCapacity]) -> NDArray[np.float64]:
+def _seconds(trace: Trace, profiles: Sequence[AcceleratorProfile]) -> NDArray[np.float64]:
     """t[step][worker] of the module docstring."""
-    batches = [_batch(trace, worker) for worker in workers]
-    rows: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(workers)))
+    batches = [_batch(trace, profile) for profile in profiles]
+    rows: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(profiles)))
     for workflow in trace.workflows:
         hits = cached_tokens(workflow, Reuse.PERFECT)
         for stage, sibling, request in workflow.requests():
-            new = max(request.num_input_tokens - hits[stage][sibling], 1)
             context = request.num_input_tokens + request.num_output_tokens / 2
             row = rows[workflow.stages[stage].name]
-            for index, (worker, batch) in enumerate(zip(workers, batches, strict=True)):
-                prefill = worker.model.prefill_s(new, request.num_input_tokens)
-                step = worker.model.decode_s(batch, int(batch * context))
+            for index, (profile, batch) in enumerate(zip(profiles, batches, strict=True)):
+                prefill = prompt_s(profile, request.num_input_tokens, hits[stage][sibling])
+                step = decode_s(profile, batch, int(batch * context))
                 row[index] += prefill + (request.num_output_tokens - 1) * step / batch
     return np.array(list(rows.values())) / len(trace.workflows)
 
 
-def _batch(trace: Trace, worker: WorkerCapacity) -> int:
+def _batch(trace: Trace, profile: AcceleratorProfile) -> int:
     """B of the module docstring, at least 1."""
     templates: dict[str, int] = {}
     own = weight = 0.0
@@ -92,8 +72,8 @@ def _batch(trace: Trace, worker: WorkerCapacity) -> int:
                 behind = request.num_input_tokens - sum(part.num_tokens for part in shared)
                 own += request.num_output_tokens * (behind + request.num_output_tokens / 2)
                 weight += request.num_output_tokens
-    room = worker.kv_tokens - sum(templates.values())
-    return int(min(max(room * weight / own, 1), worker.max_batch))
+    room = profile.capacity.kv_tokens.value - sum(templates.values())
+    return int(min(max(room * weight / own, 1), profile.capacity.max_running_requests.value))
 
 
 def least_makespan(seconds: NDArray[np.float64]) -> float:

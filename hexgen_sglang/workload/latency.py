@@ -1,36 +1,18 @@
 """Seconds of work: a request, and a whole workflow, alone on idle accelerators.
 
 The unloaded latency of a workflow is the yardstick of deadlines and of "smallest scale", the
-same for every system of a comparison. Pure arithmetic on a cost model.
+same for every system of a comparison. Pure arithmetic on accelerator profiles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Protocol
 
+from hexgen_sglang.core.accelerator import AcceleratorProfile, decode_s, prefill_s
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.workload.prefixes import PrefixIndex, Prompt, prompts_of
 from hexgen_sglang.workload.trace import TraceWorkflow
-
-
-class CostModel(Protocol):
-    """Seconds of one step of an engine. `core/accelerator.py` has the one of the profiles."""
-
-    def prefill_s(self, num_new_tokens: int, num_context_tokens: int) -> float:
-        """A step that computes `num_new_tokens` prompt tokens behind cached ones.
-
-        `num_context_tokens` counts the tokens attended to: cached and new ones.
-        """
-        ...
-
-    def decode_s(self, num_requests: int, num_context_tokens: int) -> float:
-        """A step that makes one token for each request of a batch.
-
-        `num_context_tokens` is the sum of their context lengths.
-        """
-        ...
 
 
 class Reuse(StrEnum):
@@ -41,50 +23,64 @@ class Reuse(StrEnum):
 
 
 def request_s(
-    model: CostModel, num_input_tokens: int, num_cached_tokens: int, num_output_tokens: int
+    profile: AcceleratorProfile,
+    num_input_tokens: int,
+    num_cached_tokens: int,
+    num_output_tokens: int,
 ) -> float:
-    """Seconds of one request alone: one prefill step, then a decode step for each further token.
+    """Seconds of one request alone: its prefill, then a decode step for each further token.
 
-    The prefill makes the first token. At least one prompt token is computed. The decode time
-    is summed with the trapezoidal rule over the growing context, which is exact for a model
-    that is linear in it.
+    The prefill makes the first output token and computes at least one prompt token.
     """
-    new_tokens = max(num_input_tokens - num_cached_tokens, 1)
-    seconds = model.prefill_s(new_tokens, num_input_tokens)
+    seconds = prompt_s(profile, num_input_tokens, num_cached_tokens)
     steps = num_output_tokens - 1
     if steps > 0:
-        first = model.decode_s(1, num_input_tokens + 1)
-        last = model.decode_s(1, num_input_tokens + steps)
+        # The context grows by one a step and a step is linear in it: twice the mean step.
+        first = decode_s(profile, 1, num_input_tokens + 1)
+        last = decode_s(profile, 1, num_input_tokens + steps)
         seconds += steps * (first + last) / 2
     return seconds
 
 
+def prompt_s(profile: AcceleratorProfile, num_input_tokens: int, num_cached_tokens: int) -> float:
+    """Seconds of one prompt's prefill, in chunks; at least one token is computed."""
+    start = min(num_cached_tokens, num_input_tokens - 1)
+    seconds = 0.0
+    while start < num_input_tokens:
+        size = min(profile.prefill.chunk_tokens.value, num_input_tokens - start)
+        seconds += prefill_s(profile, [(size, start)])
+        start += size
+    return seconds
+
+
 def unloaded_s(
-    workflow: TraceWorkflow, models: Sequence[CostModel], reuse: Reuse = Reuse.PERFECT
+    workflow: TraceWorkflow,
+    profiles: Sequence[AcceleratorProfile],
+    reuse: Reuse = Reuse.PERFECT,
 ) -> float:
     """Seconds the workflow takes when nothing else runs: its critical path.
 
     Every request runs alone, siblings side by side; a request's seconds are the mean over
-    `models` (one entry for each worker of the cluster, or one reference worker). A stage ends
-    with its slowest sibling and starts `tool_s` after the last stage it waits for. With
+    `profiles` (one entry for each worker of the cluster, or one reference worker). A stage
+    ends with its slowest sibling and starts `tool_s` after the last stage it waits for. With
     `Reuse.PERFECT` templates are cached, and a request finds what earlier requests of its
     workflow, in stage order, have in common with it.
 
     Raises:
-        ConfigError: no model was given.
+        ConfigError: no profile was given.
     """
-    if not models:
-        raise ConfigError("models=[]: at least one cost model is needed")
+    if not profiles:
+        raise ConfigError("profiles=[]: at least one accelerator profile is needed")
     cached = cached_tokens(workflow, reuse)
     ends: list[float] = []
     for index, stage in enumerate(workflow.stages):
         start = max((ends[before] for before in stage.after), default=0.0) + stage.tool_s
         slowest = max(
             sum(
-                request_s(model, request.num_input_tokens, hit, request.num_output_tokens)
-                for model in models
+                request_s(profile, request.num_input_tokens, hit, request.num_output_tokens)
+                for profile in profiles
             )
-            / len(models)
+            / len(profiles)
             for request, hit in zip(stage.requests, cached[index], strict=True)
         )
         ends.append(start + slowest)

@@ -10,9 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hexgen_sglang.core.accelerator import AcceleratorProfile
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.workload.arrivals import Arrivals
-from hexgen_sglang.workload.latency import CostModel, Reuse, unloaded_s
+from hexgen_sglang.workload.latency import Reuse, unloaded_s
 from hexgen_sglang.workload.prefixes import Prompt, prompts_of
 from hexgen_sglang.workload.streams import Subsystem, stream
 from hexgen_sglang.workload.trace import Trace, TraceWorkflow
@@ -108,7 +109,7 @@ class Workload:
 
 
 def build_workload(
-    trace: Trace, settings: WorkloadSettings, models: Sequence[CostModel]
+    trace: Trace, settings: WorkloadSettings, profiles: Sequence[AcceleratorProfile]
 ) -> Workload:
     """Draw workflows, arrivals and deadlines.
 
@@ -119,7 +120,7 @@ def build_workload(
     Args:
         trace: what to draw from.
         settings: rate, number, seed, deadlines.
-        models: cost models of the cluster's workers, for the unloaded latency.
+        profiles: of the cluster's workers, one each, for the unloaded latency.
     """
     instants = settings.arrivals.instants_s(
         settings.rate_per_s, settings.num_workflows, stream(settings.seed, Subsystem.ARRIVALS)
@@ -130,7 +131,7 @@ def build_workload(
     for index, drawn in enumerate(_draw(len(trace.workflows), settings)):
         workflow = trace.workflows[drawn]
         if drawn not in unloaded:
-            unloaded[drawn] = unloaded_s(workflow, models, settings.reuse)
+            unloaded[drawn] = unloaded_s(workflow, profiles, settings.reuse)
         workflow_id = f"s{settings.seed}-w{index:05d}"
         context = workflow.shape_digest() if settings.share_repeated_queries else workflow_id
         scale = settings.deadline_scale

@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hexgen_sglang.core.accelerator_toml import profile_from_toml
 from hexgen_sglang.workload.arrivals import ArrivalProcess, Arrivals
 from hexgen_sglang.workload.capacity import least_makespan
 from hexgen_sglang.workload.formats import jsonl, load_trace
@@ -56,14 +57,32 @@ def workflows(draw: st.DrawFn) -> TraceWorkflow:
     return TraceWorkflow(draw(st.text("abc", min_size=1, max_size=5)), kind, tuple(stages))
 
 
-class Steps:
-    """A cost model with a price for everything."""
-
-    def prefill_s(self, num_new_tokens: int, num_context_tokens: int) -> float:
-        return 0.01 + 0.001 * num_new_tokens + 1e-6 * num_context_tokens
-
-    def decode_s(self, num_requests: int, num_context_tokens: int) -> float:
-        return 0.02 + 0.001 * num_requests + 1e-6 * num_context_tokens
+NUMBER = '{ value = %s, source = "made up" }'
+PROFILE = profile_from_toml(
+    f"""
+    name = "priced"
+    model = "none"
+    device = "a price for everything"
+    tensor_parallel = {NUMBER % 1}
+    [prefill]
+    base_s = {NUMBER % 0.01}
+    per_token_s = {NUMBER % 0.001}
+    per_token_per_1k_context_s = {NUMBER % 0.0001}
+    chunk_tokens = {NUMBER % 64}
+    [decode]
+    base_s = {NUMBER % 0.02}
+    per_request_s = {NUMBER % 0.001}
+    per_1k_context_tokens_s = {NUMBER % 0.001}
+    [capacity]
+    kv_tokens = {NUMBER % 1000}
+    max_running_requests = {NUMBER % 8}
+    [price]
+    usd_per_hour = {NUMBER % 1.0}
+    [fit]
+    method = "made up"
+    """,
+    "test",
+)
 
 
 @given(st.lists(workflows(), min_size=1, max_size=3))
@@ -109,8 +128,8 @@ def _common(left: np.ndarray, right: np.ndarray) -> int:
 
 @given(workflows())
 def test_reuse_never_makes_a_workflow_slower(workflow: TraceWorkflow) -> None:
-    warm = unloaded_s(workflow, [Steps()], Reuse.PERFECT)
-    cold = unloaded_s(workflow, [Steps()], Reuse.NONE)
+    warm = unloaded_s(workflow, [PROFILE], Reuse.PERFECT)
+    cold = unloaded_s(workflow, [PROFILE], Reuse.NONE)
     assert 0 < warm <= cold
     for stage, sibling, request in workflow.requests():
         hit = cached_tokens(workflow, Reuse.PERFECT)[stage][sibling]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from hexgen_sglang.core.accelerator import AcceleratorProfile, decode_s
+from hexgen_sglang.core.accelerator import request_s as whole_request_s
 from hexgen_sglang.core.errors import ConfigError
-from hexgen_sglang.workload.capacity import WorkerCapacity, capacity_per_s, least_makespan
+from hexgen_sglang.workload.capacity import capacity_per_s, least_makespan
 from hexgen_sglang.workload.formats import load_trace
 from hexgen_sglang.workload.latency import Reuse, request_s, unloaded_s
 from hexgen_sglang.workload.trace import (
@@ -20,21 +22,7 @@ from hexgen_sglang.workload.trace import (
     TraceWorkflow,
 )
 
-
-@dataclass(frozen=True)
-class Linear:
-    """A cost model simple enough to work with by hand."""
-
-    prefill_token_s: float = 0.001
-    step_s: float = 0.1
-    context_s: float = 0.0
-
-    def prefill_s(self, num_new_tokens: int, num_context_tokens: int) -> float:
-        return self.prefill_token_s * num_new_tokens
-
-    def decode_s(self, num_requests: int, num_context_tokens: int) -> float:
-        return self.step_s + self.context_s * num_context_tokens
-
+Make = Callable[..., AcceleratorProfile]
 
 SYSTEM = PrefixPart(PrefixScope.TEMPLATE, "system", 500)
 TALK = PrefixPart(PrefixScope.WORKFLOW, "talk", 200)
@@ -50,52 +38,60 @@ FORK = TraceWorkflow(
 )
 
 
-def test_request_is_one_prefill_and_the_other_tokens() -> None:
-    assert request_s(Linear(), 1000, 400, 11) == pytest.approx(0.6 + 10 * 0.1)
-    assert request_s(Linear(), 1000, 1000, 1) == pytest.approx(0.001)
+def test_request_is_one_prefill_and_the_other_tokens(linear_profile: Make) -> None:
+    assert request_s(linear_profile(), 1000, 400, 11) == pytest.approx(0.6 + 10 * 0.1)
+    assert request_s(linear_profile(), 1000, 1000, 1) == pytest.approx(0.001)
 
 
-def test_growing_context_is_summed_exactly() -> None:
-    model = Linear(context_s=0.01)
-    by_hand = 0.5 + sum(model.decode_s(1, 500 + made) for made in range(1, 40))
-    assert request_s(model, 500, 0, 40) == pytest.approx(by_hand)
+def test_growing_context_is_summed_exactly(linear_profile: Make) -> None:
+    profile = linear_profile(context_1k_s=10.0)
+    by_hand = 0.5 + sum(decode_s(profile, 1, 500 + made) for made in range(1, 40))
+    assert request_s(profile, 500, 0, 40) == pytest.approx(by_hand)
 
 
-def test_unloaded_latency_is_the_critical_path() -> None:
+def test_uncached_request_is_that_of_the_profile(linear_profile: Make) -> None:
+    profile = linear_profile(context_1k_s=0.5, chunk_tokens=300)
+    assert request_s(profile, 1000, 0, 40) == pytest.approx(whole_request_s(profile, 1000, 40))
+
+
+def test_unloaded_latency_is_the_critical_path(linear_profile: Make) -> None:
     """plan 0.5 + 1.0; left behind 2 s of tools 0.1 + 0.5; join 0.1: the right side is shorter."""
-    assert unloaded_s(FORK, [Linear()]) == pytest.approx(1.5 + 2.0 + 0.6 + 0.1)
+    assert unloaded_s(FORK, [linear_profile()]) == pytest.approx(1.5 + 2.0 + 0.6 + 0.1)
 
 
-def test_without_reuse_every_prompt_is_computed() -> None:
-    assert unloaded_s(FORK, [Linear()], Reuse.NONE) == pytest.approx(2.0 + 2.0 + 1.3 + 0.6)
+def test_without_reuse_every_prompt_is_computed(linear_profile: Make) -> None:
+    cold = unloaded_s(FORK, [linear_profile()], Reuse.NONE)
+    assert cold == pytest.approx(2.0 + 2.0 + 1.3 + 0.6)
 
 
-def test_several_workers_count_with_their_mean() -> None:
-    fast, slow = Linear(0.001, 0.1), Linear(0.003, 0.3)
-    mean = unloaded_s(FORK, [Linear(0.002, 0.2)])
+def test_several_workers_count_with_their_mean(linear_profile: Make) -> None:
+    fast, slow = linear_profile(0.001, 0.1), linear_profile(0.003, 0.3)
+    mean = unloaded_s(FORK, [linear_profile(0.002, 0.2)])
     assert unloaded_s(FORK, [fast, slow]) == pytest.approx(mean)
     with pytest.raises(ConfigError):
         unloaded_s(FORK, [])
 
 
-def test_capacity_of_equal_workers_by_hand() -> None:
+def test_capacity_of_equal_workers_by_hand(linear_profile: Make) -> None:
     """One request a workflow: 0.1 s of prefill and 9 tokens at a tenth of a 0.2 s step."""
     request = TraceRequest(100, 10, ())
     workflow = TraceWorkflow("q", "agent", (TraceStage("only", (request,)),))
     trace = Trace("t", "t", "jsonl", (workflow,))
-    worker = WorkerCapacity(Linear(0.001, 0.2), kv_tokens=1050)  # 10 requests of 105 tokens
+    worker = linear_profile(0.001, 0.2, kv_tokens=1050)  # 10 requests of 105 tokens
     assert capacity_per_s(trace, [worker]) == pytest.approx(1 / (0.1 + 9 * 0.02))
     assert capacity_per_s(trace, [worker] * 3) == pytest.approx(3 / (0.1 + 9 * 0.02))
 
 
-def test_capacity_grows_with_workers_and_speed() -> None:
+def test_capacity_grows_with_workers_and_speed(linear_profile: Make) -> None:
     trace = load_trace("synthetic:30")
-    slow = WorkerCapacity(Linear(0.001, 0.06), 60_000)
-    fast = WorkerCapacity(Linear(0.0003, 0.03), 120_000)
+    slow = linear_profile(0.001, 0.06, kv_tokens=60_000)
+    fast = linear_profile(0.0003, 0.03, kv_tokens=120_000)
     one = capacity_per_s(trace, [fast])
     both = capacity_per_s(trace, [fast, slow])
     assert one < both < 2 * one
     assert both >= one + capacity_per_s(trace, [slow]) - 1e-9
+    with pytest.raises(ConfigError):
+        capacity_per_s(trace, [])
 
 
 def test_makespan_uses_what_each_worker_is_good_at() -> None:
