@@ -144,11 +144,14 @@ class MemoryCoordinatorEnd:
         self._inboxes: dict[PeerId, deque[bytes]] = {}
         self._lock = threading.Lock()
         self._arrived = asyncio.Event()
+        self._is_closed = False
 
     async def receive(self) -> tuple[PeerId, WorkerMessage]:
         """See `CoordinatorEnd`. Cancel it before `close`."""
         await asyncio.sleep(0)  # a waiting message must not keep other tasks from their turn
         while True:
+            if self._is_closed:
+                raise RuntimeError("receive() after close()")
             peer, data = self._take()
             if peer is None:
                 await self._arrived.wait()
@@ -178,6 +181,7 @@ class MemoryCoordinatorEnd:
 
     def close(self) -> None:
         """See `CoordinatorEnd`. May be called again."""
+        self._is_closed = True
         self._link._leave_coordinator(self)
         with self._lock:
             self._inboxes.clear()

@@ -173,6 +173,7 @@ class ZmqCoordinatorEnd:
         address = checked_endpoint(bind, has_keys=keys is not None, bind=True)
         self.malformed = IncidentCounter(log, "skipped a malformed message")
         self._num_received = 0
+        self._is_closed = False
         self._context = zmq.asyncio.Context()
         self._gate = _Gate(keys.allowed if keys is not None else frozenset())
         self._authenticator: AsyncioAuthenticator | None = None
@@ -201,6 +202,8 @@ class ZmqCoordinatorEnd:
             self._num_received += 1
             if self._num_received % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
+            if self._is_closed:
+                raise RuntimeError("receive() after close()")
             frames = await self._socket.recv_multipart()
             peer = PeerId(frames[0])
             try:
@@ -216,14 +219,18 @@ class ZmqCoordinatorEnd:
     async def send(self, peer: PeerId, message: CoordinatorMessage) -> bool:
         """See `CoordinatorEnd`. Raises ProtocolError when the message is out of range."""
         data = encode(message)
+        # pyzmq would use the closed socket's address, where another socket may live by now.
+        if self._is_closed:
+            return False
         try:
             await self._socket.send_multipart([peer, data], zmq.NOBLOCK)
-        except zmq.ZMQError:  # unreachable: the peer is gone; Again: its queue is full; closed
+        except zmq.ZMQError:  # unreachable: the peer is gone; or Again: its queue is full
             return False
         return True
 
     def close(self) -> None:
         """See `CoordinatorEnd`. May be called again."""
+        self._is_closed = True
         if self._authenticator is not None:
             self._authenticator.stop()
             self._authenticator = None
