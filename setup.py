@@ -53,7 +53,12 @@ setup(
         # There is no kernels/__init__.py: it would shadow the package `kernels` of SGLang.
         "hexgen_kernels": "kernels/hexgen_kernels",
     },
-    package_data={"hexgen_sglang": ["py.typed", "**/*.html", "**/*.j2", "**/*.txt", "**/*.json", "**/*.jsonl"]},
+    package_data={
+        "hexgen_sglang": [
+            "py.typed",
+            *(f"**/*.{end}" for end in ("html", "j2", "txt", "json", "jsonl", "css", "js")),
+        ],
+    },
     install_requires=RUNTIME,
     extras_require={"bench": BENCH, "dev": [*BENCH, *DEVELOPMENT]},
     entry_points={
