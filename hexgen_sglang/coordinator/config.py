@@ -7,16 +7,29 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.core.strict import convert
 from hexgen_sglang.policies.dispatch import DISPATCH
 from hexgen_sglang.policies.ordering import ORDERING
 from hexgen_sglang.protocol.tag import BudgetMs, Name
+from hexgen_sglang.transport.endpoints import checked_endpoint
+
+__all__ = [
+    "CoordinatorConfig",
+    "CoordinatorFile",
+    "Port",
+    "WorkerConfig",
+    "as_toml",
+    "check_worker_url",
+    "convert",
+    "load_config",
+]
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -24,8 +37,6 @@ Rate = Annotated[float, Meta(gt=0, le=1e9)]
 PolicyOptions = Annotated[dict[str, float], Meta(max_length=64)]
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-
-_T = TypeVar("_T")
 
 
 class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -57,8 +68,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
     Attributes:
         host, port: where HTTP listens; port 0 takes a free one.
-        link: ZMQ endpoint for the workers' plugins, such as "tcp://127.0.0.1:5600"; "" for
-            none. Off loopback it needs `keys`.
+        link: ZMQ endpoint for the workers' plugins, "tcp://127.0.0.1:5600" or "ipc://PATH"; ""
+            for none. Off loopback it needs `keys`.
         keys: folder of CURVE keys made by `hexgen-sglang keys`.
         coordinator_id: name told to workers and shown in logs.
         dispatch, dispatch_settings: which policy picks the worker, and its settings.
@@ -67,6 +78,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
         queue_timeout_s: a request that waited this long without a worker gets 503.
         look_ahead: requests a worker may hold beyond its batch limit, so that it never idles
             for the time a dispatch takes.
+        look_ahead_tokens: prompt tokens that may wait for prefill at a worker that reports
+            its load; about one prefill chunk.
         default_max_in_flight: batch limit assumed for a worker that tells none.
         max_attempts: workers tried for one request before it fails.
         max_body_bytes: larger request bodies get 413.
@@ -100,6 +113,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
     max_queued: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     queue_timeout_s: Seconds = 300.0
     look_ahead: Annotated[int, Meta(ge=0, le=1_024)] = 2
+    look_ahead_tokens: Annotated[int, Meta(ge=1, le=16_777_216)] = 8_192
     default_max_in_flight: Annotated[int, Meta(ge=1, le=65_536)] = 32
     max_attempts: Annotated[int, Meta(ge=1, le=32)] = 4
     max_body_bytes: Annotated[int, Meta(ge=1_024, le=1_073_741_824)] = 16_777_216
@@ -123,8 +137,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
         levels = ("debug", "info", "warning", "error")
         if self.log_level not in levels:
             raise ConfigError(f"log_level={self.log_level!r}: must be one of {', '.join(levels)}")
-        if self.link and not self.link.startswith("tcp://"):
-            raise ConfigError(f"link={self.link!r}: must be empty or start with tcp://")
+        if self.link:
+            checked_endpoint(self.link, has_keys=self.keys is not None, bind=True)
         DISPATCH.create(self.dispatch, **self.dispatch_settings)
         ORDERING.create(self.ordering, **self.ordering_settings)
 
@@ -176,31 +190,6 @@ def load_config(path: Path) -> CoordinatorFile:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return convert(raw, CoordinatorFile, str(path))
-
-
-def convert(raw: object, kind: type[_T], where: str) -> _T:
-    """Validate plain data as `kind`, strictly.
-
-    Raises:
-        ConfigError: names `where`, the field, its value and the allowed range.
-    """
-    try:
-        return msgspec.convert(raw, kind, strict=True)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {error}{_offender(raw, str(error))}") from error
-
-
-def _offender(raw: Any, message: str) -> str:
-    """`; value 70000` for a message that ends in "at `$.port`": msgspec leaves the value out."""
-    _, marker, path = message.rpartition("`$.")
-    if not marker:
-        return ""
-    for step in path.rstrip("`").replace("[", ".").replace("]", "").split("."):
-        try:
-            raw = raw[int(step)] if isinstance(raw, list | tuple) else raw[step]
-        except (KeyError, IndexError, TypeError, ValueError):
-            return ""
-    return f"; value {repr(raw)[:80]}"
 
 
 def as_toml(config: CoordinatorFile) -> str:

@@ -27,6 +27,7 @@ from hexgen_sglang.protocol.messages import (
     Welcome,
     WorkerMessage,
 )
+from hexgen_sglang.transport.incidents import IncidentCounter
 from hexgen_sglang.transport.interface import CoordinatorEnd, PeerId
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class CoordinatorLink:
         self._last_tick_s: float | None = None
         self._by_worker: dict[str, _Registration] = {}
         self._by_peer: dict[PeerId, _Registration] = {}
+        self._rejections = IncidentCounter(log, "rejected a hello", clock)
         self.num_observer_errors = 0
 
     @property
@@ -227,19 +229,21 @@ class CoordinatorLink:
         known = self._by_worker.get(hello.worker_id)
         if known is not None and known.incarnation != hello.incarnation:
             if await self._is_connected(known):
-                await self._end.send(peer, _id_in_use(hello))
+                answer = _id_in_use(hello)
+                self._rejections.add(hello.worker_id, answer.reason)
+                await self._end.send(peer, answer)
                 return
             log.info("worker %s restarted", hello.worker_id)
             self._forget(known)
             self._observer.on_restart(hello.worker_id)
-        answer = self._observer.on_hello(hello)
-        if isinstance(answer, Welcome):
-            self._register(peer, hello, answer)
+        verdict = self._observer.on_hello(hello)
+        if isinstance(verdict, Welcome):
+            self._register(peer, hello, verdict)
         else:
-            log.warning("worker %s rejected: %s", hello.worker_id, answer.reason)
+            self._rejections.add(hello.worker_id, verdict.reason)
             if known is not None:
                 self._forget(known)
-        await self._end.send(peer, answer)
+        await self._end.send(peer, verdict)
 
     async def _is_connected(self, registration: _Registration) -> bool:
         """True while the registered process still holds its connection (probed by sending)."""

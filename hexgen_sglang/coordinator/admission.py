@@ -1,0 +1,109 @@
+"""Admission: may this request be served at all, and if so, what is known of it.
+
+Everything that can refuse a request without touching a worker is here or in `incoming`; after
+`admit` returns, the request is entered everywhere and waits in the central queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hexgen_sglang.coordinator.attempt_io import AttemptIO
+from hexgen_sglang.coordinator.config import CoordinatorConfig
+from hexgen_sglang.coordinator.dispatcher import Dispatcher
+from hexgen_sglang.coordinator.estimates import Estimates
+from hexgen_sglang.coordinator.http_errors import ApiError, unknown_model
+from hexgen_sglang.coordinator.incoming import IncomingRequest
+from hexgen_sglang.coordinator.live_request import LiveRequest
+from hexgen_sglang.coordinator.metrics import Metrics
+from hexgen_sglang.coordinator.queue import CentralQueue
+from hexgen_sglang.coordinator.worker_client import WorkerClient
+from hexgen_sglang.coordinator.workers import WorkerDirectory
+from hexgen_sglang.coordinator.workflows import RequestRecord, Workflow, WorkflowTracker
+from hexgen_sglang.core.request import RequestView
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a coordinator that a request passes."""
+
+    config: CoordinatorConfig
+    queue: CentralQueue
+    dispatcher: Dispatcher
+    directory: WorkerDirectory
+    tracker: WorkflowTracker
+    estimates: Estimates
+    metrics: Metrics
+    client: WorkerClient
+    attempts: AttemptIO
+    clock: Callable[[], float] = time.monotonic
+
+
+def admit(parts: Parts, incoming: IncomingRequest) -> LiveRequest:
+    """Check that the request can be served, enter it, queue it.
+
+    Raises:
+        ApiError: 404 for a model that nobody serves, 400 when the choice of model is open.
+        AdmissionRejected: the queue or the workflow tracker is full. Nothing was kept.
+    """
+    lane = _lane(parts.directory.models(), incoming.model)
+    parts.queue.check_room()
+    request_id = uuid.uuid4().hex
+    workflow, record = parts.tracker.accept(incoming.tag, request_id, parts.clock())
+    loop = asyncio.get_running_loop()
+    request = LiveRequest(
+        incoming=incoming,
+        view=_view(parts.estimates, incoming, workflow, record, lane),
+        workflow=workflow,
+        record=record,
+        lane=lane,
+        placed=loop.create_future(),
+        cancelled=loop.create_future(),
+    )
+    parts.queue.push(request)
+    parts.dispatcher.kick()
+    return request
+
+
+def _lane(known: dict[str, dict[str, object]], model: str | None) -> str:
+    """Which served model is meant: its name, or "" for whatever the first worker serves."""
+    if model is None:
+        if len(known) <= 1:
+            return next(iter(known), "")
+        listing = ", ".join(sorted(known))
+        raise ApiError(400, f"model: must be one of {listing}", param="model")
+    if not known or model in known:
+        return model
+    base = model.partition(":")[0]  # SGLang's "base:adapter"
+    if base in known:
+        return base
+    raise unknown_model(model, known)
+
+
+def _view(
+    estimates: Estimates,
+    incoming: IncomingRequest,
+    workflow: Workflow,
+    record: RequestRecord,
+    lane: str,
+) -> RequestView:
+    """What policies may know of the request."""
+    kind, stage = workflow.workflow_type, record.stage
+    return RequestView(
+        request_id=record.request_id,
+        workflow_id=workflow.workflow_id,
+        arrival_s=record.accepted_s,
+        workflow_type=kind,
+        stage=stage,
+        deadline_s=workflow.deadline_s,
+        predicted_remaining_s=estimates.predicted_remaining_s(kind, stage) or 0.0,
+        num_prompt_tokens=estimates.num_prompt_tokens(lane, incoming.shape),
+        expected_output_tokens=estimates.expected_output_tokens(kind, stage, incoming),
+        siblings=record.siblings,
+        sibling_index=record.sibling_index,
+        tenant=workflow.tenant,
+    )

@@ -1,0 +1,189 @@
+"""Prometheus metrics of the coordinator, in a registry of their own.
+
+Label values come from closed sets or from the first few workflow types and worker ids (the
+rest counts as "other"), so that nobody can grow them without end.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+
+from hexgen_sglang.coordinator.live_request import LiveRequest
+from hexgen_sglang.coordinator.worker import Worker
+from hexgen_sglang.coordinator.workflows import Outcome, Workflow
+from hexgen_sglang.core.worker import WorkerState
+
+_MAX_TYPES = 64
+_MAX_WORKERS = 4_096
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
+_DECISION_SECONDS = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1)
+
+
+class Metrics:
+    """What is counted, and how it is told."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._types: set[str] = set()
+        self._workers: set[str] = set()
+        registry = self._registry
+        self.requests = Counter(
+            "hexgen_requests",
+            "Requests that ended, by route and outcome; refused ones never began.",
+            ["route", "outcome"],
+            registry=registry,
+        )
+        self.refused = Counter(
+            "hexgen_requests_refused",
+            "Requests that were not accepted, by HTTP status.",
+            ["status"],
+            registry=registry,
+        )
+        self.retries = Counter(
+            "hexgen_retries",
+            "Attempts that failed at a worker, by reason.",
+            ["worker_id", "reason"],
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "hexgen_tokens",
+            "Tokens of completed requests: prompt, cached (of the prompt) and output.",
+            ["worker_id", "kind"],
+            registry=registry,
+        )
+        self.decisions = Counter(
+            "hexgen_dispatch_decisions",
+            "Dispatch decisions: placed, or wait.",
+            ["policy", "decision"],
+            registry=registry,
+        )
+        self.decision_seconds = Histogram(
+            "hexgen_dispatch_decision_seconds",
+            "Time of one dispatch decision.",
+            buckets=_DECISION_SECONDS,
+            registry=registry,
+        )
+        self.queue_seconds = Histogram(
+            "hexgen_queue_seconds",
+            "Acceptance to dispatch, for each attempt's first.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.ttft_seconds = Histogram(
+            "hexgen_time_to_first_token_seconds",
+            "Acceptance to first event of streamed answers.",
+            ["workflow_type"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.e2e_seconds = Histogram(
+            "hexgen_e2e_request_latency_seconds",
+            "Acceptance to end of completed requests.",
+            ["workflow_type"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.workflows = Counter(
+            "hexgen_workflows",
+            "Workflows that ended: met, missed, best_effort or cancelled.",
+            ["workflow_type", "outcome"],
+            registry=registry,
+        )
+        self.workflow_seconds = Histogram(
+            "hexgen_workflow_latency_seconds",
+            "First request accepted to end of the workflow.",
+            ["workflow_type"],
+            buckets=(*_SECONDS, 1_000, 2_500),
+            registry=registry,
+        )
+        self.queued = Gauge(
+            "hexgen_num_queue_reqs", "Requests in the central queue.", registry=registry
+        )
+        self.lasting = Gauge(
+            "hexgen_num_workflows", "Workflows that have not ended.", registry=registry
+        )
+        self.in_flight = Gauge(
+            "hexgen_num_running_reqs",
+            "Requests sent to a worker and not ended.",
+            ["worker_id"],
+            registry=registry,
+        )
+        self.worker_state = Gauge(
+            "hexgen_worker_state",
+            "1 for the state a worker is in.",
+            ["worker_id", "state"],
+            registry=registry,
+        )
+        self.worker_linked = Gauge(
+            "hexgen_worker_linked",
+            "1 while the worker's plugin is connected.",
+            ["worker_id"],
+            registry=registry,
+        )
+
+    def type_label(self, workflow_type: str) -> str:
+        """The type itself while there are few, else "other"; untagged: ""."""
+        if workflow_type in self._types or len(self._types) < _MAX_TYPES:
+            self._types.add(workflow_type)
+            return workflow_type
+        return "other"
+
+    def worker_label(self, worker_id: str) -> str:
+        """The id itself while few were ever registered, else "other"."""
+        if worker_id in self._workers or len(self._workers) < _MAX_WORKERS:
+            self._workers.add(worker_id)
+            return worker_id
+        return "other"
+
+    def decided(self, policy: str, picked: str | None, seconds: float) -> None:
+        """Count one dispatch decision."""
+        self.decisions.labels(policy, "wait" if picked is None else "placed").inc()
+        self.decision_seconds.observe(seconds)
+
+    def request_ended(self, request: LiveRequest) -> None:
+        """Count an accepted request that ended; its record says how."""
+        record = request.record
+        self.requests.labels(request.incoming.route, record.outcome.value).inc()
+        if record.outcome is not Outcome.COMPLETED or record.finished_s is None:
+            return
+        kind = self.type_label(request.workflow.workflow_type)
+        self.e2e_seconds.labels(kind).observe(record.finished_s - record.accepted_s)
+        if record.first_byte_s is not None:
+            self.ttft_seconds.labels(kind).observe(record.first_byte_s - record.accepted_s)
+        worker = self.worker_label(record.worker_id)
+        counts = (
+            ("prompt", record.prompt_tokens),
+            ("cached", record.cached_tokens),
+            ("output", record.output_tokens),
+        )
+        for name, count in counts:
+            self.tokens.labels(worker, name).inc(count or 0)
+
+    def workflow_ended(self, workflow: Workflow, ended_s: float) -> None:
+        """Count a workflow that ended at `ended_s`."""
+        kind = self.type_label(workflow.workflow_type)
+        met = workflow.met_deadline(ended_s)
+        outcome = "best_effort" if met is None else ("met" if met else "missed")
+        self.workflows.labels(kind, "cancelled" if workflow.is_cancelled else outcome).inc()
+        if not workflow.is_cancelled:
+            self.workflow_seconds.labels(kind).observe(ended_s - workflow.started_s)
+
+    def set_worker(self, worker: Worker) -> None:
+        """Bring a worker's gauges up to date."""
+        worker_id = self.worker_label(worker.worker_id)
+        for known in WorkerState:
+            self.worker_state.labels(worker_id, known.value).set(known is worker.state)
+        self.worker_linked.labels(worker_id).set(worker.linked)
+        self.in_flight.labels(worker_id).set(len(worker.in_flight))
+
+    def drop_worker(self, worker_id: str) -> None:
+        """Forget the gauges of a removed worker; its counters stay."""
+        for known in WorkerState:
+            self.worker_state.remove_by_labels({"worker_id": worker_id, "state": known.value})
+        self.worker_linked.remove_by_labels({"worker_id": worker_id})
+        self.in_flight.remove_by_labels({"worker_id": worker_id})
+
+    def exposition(self) -> bytes:
+        """The text format of Prometheus."""
+        return generate_latest(self._registry)

@@ -1,0 +1,209 @@
+"""One worker as the coordinator knows it: identity, state, load, and what is in flight there.
+
+Counting only; who registers workers and probes them is in `workers` and `health`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from hexgen_sglang.coordinator.live_request import Attempt
+from hexgen_sglang.core.worker import WorkerLoad, WorkerState, WorkerView
+from hexgen_sglang.policies.estimators import Rates
+from hexgen_sglang.protocol.messages import Load
+
+
+@dataclass(frozen=True, slots=True)
+class RoomRules:
+    """When a worker can soon start another request.
+
+    Attributes:
+        look_ahead: requests beyond the batch limit.
+        look_ahead_tokens: prompt tokens that may wait for prefill there.
+        default_max_in_flight: batch limit of a worker that tells none.
+        stale_after_s: a load report older than this counts as unknown.
+    """
+
+    look_ahead: int
+    look_ahead_tokens: int
+    default_max_in_flight: int
+    stale_after_s: float
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A registered worker.
+
+    Attributes:
+        worker_id: unique in the directory.
+        url: base address.
+        origin: "config", "api" or "link": who registered it first.
+        names_itself: the id was derived from the URL; a hello over the link replaces it.
+        max_in_flight: the operator's limit; None: the engine's.
+        models: names it serves; empty until the first successful probe.
+        model_cards: its `/v1/models` entries, by name.
+        linked: its plugin is connected.
+        incarnation: of the linked process; "" when never linked.
+        drained: the operator wants nothing new to go there.
+        said_goodbye: it is shutting down in order.
+        needs_full_check: `GET /health` must succeed before it is trusted (again).
+        load, load_at_s: last report and when it came.
+        sent_since_load_tokens: uncached prompt tokens dispatched after that report.
+        last_error: why it is unreachable, for people.
+    """
+
+    worker_id: str
+    url: str
+    origin: str
+    names_itself: bool = False
+    hardware: str = ""
+    max_in_flight: int | None = None
+    state: WorkerState = WorkerState.STARTING
+    models: tuple[str, ...] = ()
+    model_cards: dict[str, dict[str, object]] = field(default_factory=dict)
+    sglang_version: str = ""
+    ordering: str = ""
+    max_running_requests: int | None = None
+    kv_capacity_tokens: int | None = None
+    linked: bool = False
+    incarnation: str = ""
+    drained: bool = False
+    said_goodbye: bool = False
+    needs_full_check: bool = True
+    load: Load | None = None
+    load_at_s: float = 0.0
+    sent_since_load_tokens: int = 0
+    last_error: str = ""
+    num_failures: int = 0
+    last_alive_s: float = 0.0
+    in_flight: dict[str, Attempt] = field(default_factory=dict)
+    num_in_flight_tokens: int = 0
+    _expected_output_tokens: int = 0
+    _sum_dispatched_s: float = 0.0
+    _busy_since_s: float = 0.0
+
+    @property
+    def host(self) -> str:
+        """Host of its URL, lower case, without brackets."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def slots(self) -> int | None:
+        """Requests that run there at once; None when nobody told."""
+        if self.max_in_flight is not None:
+            return self.max_in_flight
+        return self.max_running_requests or None
+
+    def serves(self, lane: str) -> bool:
+        """Whether it serves the model; "" means any."""
+        return lane in self.models or (not lane and bool(self.models))
+
+    def start(self, attempt: Attempt) -> None:
+        """Count an attempt as in flight."""
+        if not self.in_flight:
+            self._busy_since_s = attempt.dispatched_s
+        self.in_flight[attempt.rid] = attempt
+        self.num_in_flight_tokens += attempt.num_prompt_tokens + attempt.expected_output_tokens
+        self._expected_output_tokens += attempt.expected_output_tokens
+        self._sum_dispatched_s += attempt.dispatched_s
+        self.sent_since_load_tokens += attempt.num_uncached_tokens
+
+    def release(self, attempt: Attempt, now_s: float) -> float:
+        """Stop counting an attempt; returns the busy seconds since the last release or idling."""
+        if self.in_flight.pop(attempt.rid, None) is None:
+            return 0.0
+        self.num_in_flight_tokens -= attempt.num_prompt_tokens + attempt.expected_output_tokens
+        self._expected_output_tokens -= attempt.expected_output_tokens
+        self._sum_dispatched_s -= attempt.dispatched_s
+        busy_s = now_s - self._busy_since_s
+        self._busy_since_s = now_s
+        return busy_s
+
+    def take_load(self, load: Load | None, now_s: float) -> None:
+        """A report came (or, with None, what was reported counts no longer)."""
+        self.load = load
+        self.load_at_s = now_s
+        self.sent_since_load_tokens = 0
+
+    def is_open(self, now_s: float, rules: RoomRules) -> bool:
+        """A batch slot, look-ahead included, and prefill capacity are there."""
+        if not self.in_flight:
+            return True
+        if self.max_in_flight is not None:
+            limit = self.max_in_flight
+        else:
+            limit = (self.max_running_requests or rules.default_max_in_flight) + rules.look_ahead
+        if len(self.in_flight) >= limit:
+            return False
+        load = self._fresh_load(now_s, rules.stale_after_s)
+        if load is None:
+            return True
+        return load.num_waiting_tokens + self.sent_since_load_tokens < rules.look_ahead_tokens
+
+    def has_kv_room(self, num_tokens: int, now_s: float, rules: RoomRules) -> bool:
+        """`num_tokens` more fit into the KV cache; always true for an idle worker.
+
+        A request too large for an idle worker is the engine's to refuse.
+        """
+        if not self.in_flight or self.kv_capacity_tokens is None:
+            return True
+        load = self._fresh_load(now_s, rules.stale_after_s)
+        if load is None:
+            used = self.num_in_flight_tokens
+        else:
+            used = load.num_kv_tokens_used + load.num_waiting_tokens + self.sent_since_load_tokens
+        return used + num_tokens <= self.kv_capacity_tokens
+
+    def view(self, now_s: float, rates: Rates, rules: RoomRules) -> WorkerView:
+        """The immutable snapshot that policies see."""
+        load = self.load
+        return WorkerView(
+            worker_id=self.worker_id,
+            hardware=self.hardware,
+            state=self.state,
+            num_in_flight=len(self.in_flight),
+            num_in_flight_tokens=self.num_in_flight_tokens,
+            num_pending_prefill_tokens=self._pending_prefill_tokens(now_s, rates, rules),
+            num_pending_decode_tokens=self._pending_decode_tokens(now_s, rates),
+            max_running_requests=self.slots,
+            kv_capacity_tokens=self.kv_capacity_tokens,
+            prefill_tokens_per_s=rates.prefill_tokens_per_s,
+            decode_tokens_per_s=rates.decode_tokens_per_s,
+            usual_batch=rates.usual_batch,
+            tokens_per_s=rates.tokens_per_s,
+            load=None
+            if load is None
+            else WorkerLoad(
+                load.num_running,
+                load.num_waiting,
+                load.num_waiting_tokens,
+                load.num_kv_tokens_used,
+                now_s - self.load_at_s,
+            ),
+        )
+
+    def _fresh_load(self, now_s: float, stale_after_s: float) -> Load | None:
+        return self.load if now_s - self.load_at_s <= stale_after_s else None
+
+    def _pending_prefill_tokens(self, now_s: float, rates: Rates, rules: RoomRules) -> int:
+        """Reported where fresh; else what was sent and has shown no byte in its due time."""
+        load = self._fresh_load(now_s, rules.stale_after_s)
+        if load is not None:
+            return load.num_waiting_tokens + self.sent_since_load_tokens
+        rate = rates.prefill_tokens_per_s
+        pending = 0
+        for attempt in self.in_flight.values():
+            elapsed_s = now_s - attempt.dispatched_s
+            is_due = rate is not None and elapsed_s * rate >= attempt.num_uncached_tokens
+            if attempt.first_byte_s is None and not is_due:
+                pending += attempt.num_uncached_tokens
+        return pending
+
+    def _pending_decode_tokens(self, now_s: float, rates: Rates) -> int:
+        """Expected output not yet made, taking each to decode at the usual rate since it came."""
+        count = len(self.in_flight)
+        decoded = 0.0
+        if rates.decode_tokens_per_s is not None:
+            decoded = rates.decode_tokens_per_s * (count * now_s - self._sum_dispatched_s)
+        return max(count, round(self._expected_output_tokens - decoded))
