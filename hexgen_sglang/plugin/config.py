@@ -33,6 +33,8 @@ class PluginConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
         hardware: name of its accelerator; "": found out in the scheduler process.
         keys: folder with CURVE keys for a link off loopback.
         emulate: accelerator profile (absolute path); None: the forward pass is real.
+        time_scale: emulated seconds in a real one; above 0. Only with `emulate`.
+        step_log: folder for the log of emulated steps; None: none is written.
     """
 
     ordering: Name | None = None
@@ -43,6 +45,8 @@ class PluginConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     hardware: Annotated[str, Meta(max_length=64)] = ""
     keys: FilePath | None = None
     emulate: FilePath | None = None
+    time_scale: Annotated[float, Meta(gt=0, le=1_000)] = 1.0
+    step_log: FilePath | None = None
 
     def export(self) -> None:
         """Let the processes that this one starts find these settings."""

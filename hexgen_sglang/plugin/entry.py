@@ -11,11 +11,14 @@ import multiprocessing
 import pkgutil
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from hexgen_patches.declarations import Hook, Need
 from hexgen_patches.manifest import hooks_for
 from hexgen_sglang.plugin import flags, self_check
 from hexgen_sglang.plugin.config import PluginConfig, forget_exported
+from hexgen_sglang.plugin.emulation import launch
+from hexgen_sglang.plugin.emulation.profile_file import load_profile
 
 
 def register() -> None:
@@ -49,6 +52,8 @@ def prepare_launch(args: argparse.Namespace) -> None:
     config = flags.config_from(args)
     if config is None:
         return
+    if config.emulate is not None:
+        launch.prepare(args, load_profile(Path(config.emulate)))
     config.export()
     apply_hooks(hooks_for(needs_of(config)))
     self_check.require(hooks_for(needs_of(config)))

@@ -18,6 +18,8 @@ import msgspec
 
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.plugin.config import PluginConfig
+from hexgen_sglang.plugin.emulation.launch import EmulateAction, check_time_scale
+from hexgen_sglang.plugin.emulation.profile_file import load_profile
 from hexgen_sglang.plugin.worker_url import reachable_url
 from hexgen_sglang.policies.ordering import ORDERING
 from hexgen_sglang.protocol.tag import Name
@@ -38,6 +40,7 @@ class Flag:
     help: str
     needs: str | None = None
     type: type = str
+    action: type[argparse.Action] | str = "store"
 
     @property
     def attribute(self) -> str:
@@ -98,7 +101,22 @@ FLAGS = (
         "--hexgen-emulate",
         "PROFILE.toml",
         "Replace the forward pass by the waiting time of this accelerator profile; works with "
-        "every schedule policy.",
+        "every schedule policy. Sets what the server needs for it (no weights, KV capacity, "
+        "chunk size, ...) unless a flag says otherwise; --model-path then only names a tokenizer.",
+        action=EmulateAction,
+    ),
+    Flag(
+        "--hexgen-time-scale",
+        "N",
+        "Emulated seconds in a real one (default 1). Needs --hexgen-emulate.",
+        needs="--hexgen-emulate",
+        type=float,
+    ),
+    Flag(
+        "--hexgen-step-log",
+        "DIR",
+        "Folder for steps.jsonl and summary.json of the emulated accelerator.",
+        needs="--hexgen-emulate",
     ),
 )
 
@@ -107,7 +125,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add our flags to SGLang's parser, and our name to the choices of its schedule policy."""
     group = parser.add_argument_group("hexgen-sglang")
     for flag in FLAGS:
-        group.add_argument(flag.name, metavar=flag.metavar, help=flag.help, type=flag.type)
+        group.add_argument(
+            flag.name, metavar=flag.metavar, help=flag.help, type=flag.type, action=flag.action
+        )
     for action in parser._actions:
         if SCHEDULE_POLICY_FLAG in action.option_strings and action.choices is not None:
             action.choices = [*action.choices, POLICY]
@@ -132,7 +152,7 @@ def config_from(args: argparse.Namespace) -> PluginConfig | None:
     if given["hexgen_coordinator"] is not None:
         fields |= _link(args, given)
     if given["hexgen_emulate"] is not None:
-        fields["emulate"] = str(_existing("--hexgen-emulate", given["hexgen_emulate"]))
+        fields |= _emulation(given)
     return PluginConfig(**fields)
 
 
@@ -192,6 +212,17 @@ def _link(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
     hints = {field.name: field.type for field in msgspec.structs.fields(PluginConfig)}
     _check_range("--hexgen-advertise-url", fields["url"], hints["url"])
     _check_range("--hexgen-hardware", fields["hardware"], hints["hardware"])
+    return fields
+
+
+def _emulation(given: dict[str, Any]) -> dict[str, Any]:
+    path = _existing("--hexgen-emulate", given["hexgen_emulate"])
+    fields: dict[str, Any] = {"emulate": str(path)}
+    if given["hexgen_time_scale"] is not None:
+        check_time_scale(load_profile(path), given["hexgen_time_scale"])
+        fields["time_scale"] = given["hexgen_time_scale"]
+    if given["hexgen_step_log"] is not None:
+        fields["step_log"] = str(Path(given["hexgen_step_log"]).expanduser().resolve())
     return fields
 
 

@@ -11,6 +11,7 @@ from hexgen_patches.declarations import AnyOf, Fact, Hook, Names, Need, Signatur
 _SRT = "sglang.srt"
 _SERVER_ARGS = f"{_SRT}.server_args.ServerArgs"
 _SCHEDULER = f"{_SRT}.managers.scheduler.Scheduler"
+_WORKER = f"{_SRT}.managers.tp_worker.TpModelWorker"
 _PARTS = f"{_SRT}.managers.scheduler_components"
 _RECEIVER = f"{_PARTS}.request_receiver.SchedulerRequestReceiver"
 _BATCH_RESULTS = f"{_PARTS}.batch_result_processor.SchedulerBatchResultProcessor"
@@ -122,6 +123,51 @@ HOOKS: tuple[Hook, ...] = (
         needs=frozenset({Need.LINK}),
         why="see requests that end before they run (aborted or refused in the queue)",
         remove_when="plugins are told of finished requests",
+    ),
+    Hook(
+        target=f"{_WORKER}.forward_batch_generation",
+        kind="AROUND",
+        ours="hexgen_patches.tp_worker:forward",
+        parameters=("self", "batch", "forward_batch", "pp_proxy_tensors"),
+        needs=frozenset({Need.EMULATE}),
+        why="pass a step's time instead of running the model",
+        remove_when="a platform can bring its own model worker",
+    ),
+    Hook(
+        target=f"{_SCHEDULER}.on_idle",
+        kind="AFTER",
+        ours="hexgen_patches.emulated_scheduler:after_idle",
+        parameters=("self",),
+        needs=frozenset({Need.EMULATE}),
+        why="tell idle time from time that SGLang's CPU work costs",
+        remove_when="a batch says in every version whether idle time came before it",
+    ),
+    Hook(
+        target=f"{_SCHEDULER}.get_internal_state",
+        kind="AFTER",
+        ours="hexgen_patches.emulated_scheduler:after_internal_state",
+        parameters=("self", "recv_req"),
+        needs=frozenset({Need.EMULATE}),
+        why="show the emulated run's drift and overhead in /server_info",
+        remove_when="plugins can add to the internal state",
+    ),
+    Hook(
+        target=f"{_TOKENIZER}._validate_one_request",
+        kind="BEFORE",
+        ours="hexgen_patches.tokenizer_manager:check_emulated",
+        parameters=("self", "obj", "input_ids"),
+        needs=frozenset({Need.EMULATE}),
+        why="refuse what an emulated model cannot answer",
+        remove_when="custom_params can be given a schema",
+    ),
+    Hook(
+        target=f"{_SRT}.entrypoints.engine._set_envs_and_config",
+        kind="AFTER",
+        ours="hexgen_patches.engine:fork_children",
+        parameters=("server_args",),
+        needs=frozenset({Need.EMULATE}),
+        why="several emulated servers on a small machine: share imported modules, start fast",
+        remove_when="SGLang's start method can be configured",
     ),
 )
 

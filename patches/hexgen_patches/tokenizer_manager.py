@@ -6,6 +6,7 @@ from typing import Any
 
 from hexgen_sglang.core.errors import ProtocolError
 from hexgen_sglang.plugin import request_view
+from hexgen_sglang.protocol.emulation import emulated_output_tokens
 
 
 def check_tag(manager: Any, obj: Any, input_ids: Any) -> None:
@@ -16,5 +17,16 @@ def check_tag(manager: Any, obj: Any, input_ids: Any) -> None:
     """
     try:
         request_view.check_tag(getattr(obj, "sampling_params", None))
+    except ProtocolError as error:
+        raise ValueError(str(error)) from error
+
+
+def check_emulated(manager: Any, obj: Any, input_ids: Any) -> None:
+    """BEFORE _validate_one_request: what no emulated model can answer is an invalid request."""
+    if getattr(obj, "return_logprob", False):
+        raise ValueError("return_logprob: an emulated accelerator has no log probabilities")
+    params = getattr(obj, "sampling_params", None)
+    try:
+        emulated_output_tokens(params.get("custom_params") if isinstance(params, dict) else None)
     except ProtocolError as error:
         raise ValueError(str(error)) from error
