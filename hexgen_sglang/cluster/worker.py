@@ -96,8 +96,8 @@ class WorkerSpec:
             *("--host", self.host, "--port", str(self.port), "--nccl-port", str(self.nccl_port)),
             *("--enable-cache-report", "--log-level-http", "warning"),
         ]
-        if self.platform == "torch_cpu":
-            command += _CPU_FLAGS
+        if self.platform == "torch_cpu" and self.emulate is None:
+            command += _CPU_FLAGS  # an emulated accelerator sets its own
         max_total_tokens = self.max_total_tokens
         if max_total_tokens is None and self.platform == "torch_cpu" and self.emulate is None:
             max_total_tokens = DEFAULT_KV_TOKENS
