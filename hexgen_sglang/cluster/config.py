@@ -20,9 +20,9 @@ from hexgen_sglang.coordinator.config import (
     CoordinatorFile,
     Port,
     as_toml,
-    convert,
 )
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.core.strict import convert
 from hexgen_sglang.models.smollm2 import ensure_default_model
 from hexgen_sglang.models.tiny import make_tiny_model
 from hexgen_sglang.protocol.tag import Name

@@ -19,7 +19,7 @@ from hexgen_sglang.cluster import guard
 from hexgen_sglang.core.errors import ProcessError
 
 Probe = Callable[[], bool]
-# name of the child, seconds since the wait began, last line of its log
+# name of the child, seconds since the wait began, last telling line of its log
 Progress = Callable[[str, float, str], None]
 
 TERM_GRACE_S = 15.0  # SGLang looks at its SIGTERM flag every 5 s
@@ -197,9 +197,15 @@ def wait_ready(
         if on_progress is not None and now_s - told_s >= 1.0:
             told_s = now_s
             for child, _ in awaited:
-                on_progress(child.name, now_s - began_s, child.log_tail(1))
+                on_progress(child.name, now_s - began_s, _last_telling_line(child))
         if awaited:
             time.sleep(poll_s)
+
+
+def _last_telling_line(child: ChildProcess) -> str:
+    """The newest line of the log that is not a continuation of another one; "" for none."""
+    lines = child.log_tail().splitlines()
+    return next((line for line in reversed(lines) if line and not line[0].isspace()), "")
 
 
 def _raise_if_left(children: Sequence[ChildProcess], left: Sequence[int]) -> None:

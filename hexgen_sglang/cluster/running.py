@@ -55,15 +55,17 @@ class Cluster:
             if spec.schedule_policy != "hexgen"
         ]
         self.coordinator = CoordinatorSpec.with_ports(config, listed)
-        link = _reachable(self.coordinator.config.link)
-        self.workers = {
-            spec.name: dataclasses.replace(spec, coordinator_link=link)
-            if spec.schedule_policy == "hexgen"
-            else spec
-            for spec in workers
-        }
+        self.workers = {spec.name: self._linked(spec) for spec in workers}
         self.processes: dict[str, ChildProcess] = {}
         self.folder = folder
+
+    def _linked(self, spec: WorkerSpec) -> WorkerSpec:
+        """The worker with the coordinator's link, and its keys where it states none itself."""
+        if spec.schedule_policy != "hexgen":
+            return spec
+        config = self.coordinator.config
+        keys = spec.keys or (Path(config.keys) if config.keys else None)
+        return dataclasses.replace(spec, coordinator_link=_reachable(config.link), keys=keys)
 
     @property
     def url(self) -> str:

@@ -18,7 +18,8 @@ import pytest
 from hexgen_sglang.cluster.process import ChildProcess, stop_all, wait_ready
 from hexgen_sglang.cluster.running import Cluster
 from hexgen_sglang.cluster.worker import WorkerSpec
-from hexgen_sglang.coordinator.config import CoordinatorConfig, convert
+from hexgen_sglang.coordinator.config import CoordinatorConfig
+from hexgen_sglang.core.strict import convert
 from hexgen_sglang.models.tiny import make_tiny_model
 
 START_TIMEOUT_S = 300.0

@@ -13,8 +13,8 @@ from hexgen_sglang.cluster.config import (
     load_cluster,
     worker_specs,
 )
-from hexgen_sglang.coordinator.config import convert
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.core.strict import convert
 
 CONFIGS = Path(__file__).parents[3] / "launch" / "configs"
 SHIPPED = sorted((CONFIGS / "clusters").glob("*.toml"))

@@ -114,8 +114,10 @@ def test_hexgen_workers_get_the_link_and_others_are_listed(tmp_path: Path) -> No
 
 def test_a_link_bound_to_every_interface_is_reached_over_loopback(tmp_path: Path) -> None:
     spec = WorkerSpec(name="w", model_path="m", schedule_policy="hexgen")
-    cluster = Cluster(CoordinatorConfig(link="tcp://0.0.0.0:5600"), [spec], tmp_path)
-    assert cluster.workers["w"].coordinator_link == "tcp://127.0.0.1:5600"
+    config = CoordinatorConfig(link="tcp://0.0.0.0:5600", keys=str(tmp_path))
+    linked = Cluster(config, [spec], tmp_path).workers["w"]
+    assert linked.coordinator_link == "tcp://127.0.0.1:5600"
+    assert linked.keys == tmp_path, "a link with keys takes no worker without them"
 
 
 @pytest.mark.parametrize("names", [("w", "w"), ("coordinator",)])
