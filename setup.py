@@ -56,7 +56,7 @@ setup(
     package_data={
         "hexgen_sglang": [
             "py.typed",
-            *(f"**/*.{end}" for end in ("html", "j2", "txt", "json", "jsonl", "css", "js")),
+            *(f"**/*.{end}" for end in ("html", "j2", "txt", "sql", "json", "jsonl", "css", "js")),
         ],
     },
     install_requires=RUNTIME,

@@ -17,6 +17,11 @@ import pytest
 
 from hexgen_sglang.core.errors import ConfigError, WorkerUnavailableError
 from hexgen_sglang.text2sql.execution import SqlLimits, SqlOutcome
+from hexgen_sglang.text2sql.sample import (
+    SampleQuestion,
+    make_sample_database,
+    sample_questions,
+)
 from hexgen_sglang.text2sql.sandbox import Sandbox, SandboxProcess
 
 ATTACKS = json.loads((Path(__file__).parents[1] / "data" / "sql_attacks.json").read_text())
@@ -45,6 +50,14 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sandbox(database: Path) -> Iterator[Sandbox]:
     with Sandbox(database, SqlLimits(time_s=0.3)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    path = tmp_path_factory.mktemp("samples") / "bikes.sqlite"
+    make_sample_database(path)
+    with Sandbox(path) as opened:
         yield opened
 
 
@@ -181,3 +194,9 @@ def test_closing_ends_the_processes(database: Path) -> None:
     assert threading.active_count() == before
     with pytest.raises(WorkerUnavailableError, match="closed"):
         opened.run("SELECT 1")
+
+
+@pytest.mark.parametrize("question", sample_questions(), ids=lambda one: one.question_id)
+def test_the_sample_questions_gold_runs_here(question: SampleQuestion, samples: Sandbox) -> None:
+    execution = samples.run(question.gold_sql)
+    assert execution.outcome is SqlOutcome.ROWS, execution.message
