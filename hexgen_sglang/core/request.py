@@ -26,6 +26,7 @@ class RequestView:
         deadline_s: instant by which the whole workflow should end; None: best effort.
         predicted_remaining_s: seconds the workflow is still expected to need on an idle
             worker, this request included; 0.0 when unknown.
+        predicted_stage_s: the part of it that this request's stage needs; 0.0 when unknown.
         num_prompt_tokens: prompt length (exact in the engine, estimated before it).
         num_cached_tokens: leading prompt tokens known to be in this worker's prefix cache.
         expected_output_tokens: predicted (never true) output length; None when unknown.
@@ -41,6 +42,7 @@ class RequestView:
     stage: str = ""
     deadline_s: float | None = None
     predicted_remaining_s: float = 0.0
+    predicted_stage_s: float = 0.0
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     expected_output_tokens: int | None = None

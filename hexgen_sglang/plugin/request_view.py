@@ -100,6 +100,7 @@ def view_of(req: Any, tags: TagReader) -> RequestView:
         stage=tag.stage or "",
         deadline_s=None if tag.budget_ms is None else arrival_s + tag.budget_ms / 1000,
         predicted_remaining_s=(tag.predicted_remaining_ms or 0) / 1000,
+        predicted_stage_s=(tag.predicted_stage_ms or 0) / 1000,
         num_prompt_tokens=num_prompt_tokens,
         expected_output_tokens=tag.expected_output_tokens,
         siblings=tag.siblings,

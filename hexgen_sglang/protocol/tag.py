@@ -73,9 +73,11 @@ class EngineTag(WorkflowTag, frozen=True, forbid_unknown_fields=True, omit_defau
     Attributes:
         predicted_remaining_ms: what the workflow is still expected to need on an idle
             worker, this request included, 0 to 86,400,000; None when unknown.
+        predicted_stage_ms: the part of it that this request's stage needs, same range.
     """
 
     predicted_remaining_ms: RemainingMs | None = None
+    predicted_stage_ms: RemainingMs | None = None
 
 
 _Tag = TypeVar("_Tag", bound=WorkflowTag)

@@ -5,6 +5,7 @@ from hexgen_sglang.policies.dispatch import (  # noqa: F401  (they register)
     least_load,
     least_requests,
     least_tokens,
+    paper,
     round_robin,
 )
 from hexgen_sglang.policies.dispatch.base import DISPATCH, Candidate, DispatchPolicy
