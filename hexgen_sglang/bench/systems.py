@@ -1,0 +1,223 @@
+"""What is compared: systems by name. A system is engine policy x dispatch policy x place.
+
+A name has one of these forms; settings in brackets, separated by ";", are optional:
+
+    ENGINE+round_robin                      the driver sends to the engines in turn
+    sglang-router:POLICY+ENGINE             the sglang-router program in front of them
+    coordinator:DISPATCH[k=v;...]+ENGINE    our coordinator in front of them
+
+ENGINE is how an engine orders its queue: fcfs, lpm, hrrn, priority (SGLang's own code), or
+hexgen (our plugin; hexgen[ordering=NAME] for another ordering than least_slack). POLICY is
+round_robin, power_of_two or cache_aware. DISPATCH is a name of our registry with its numeric
+settings; `binding=early` sends each request at once, as the published dispatch policies do,
+`binding=late` keeps it in the coordinator until a worker has room.
+
+`paper` and `hexgen` are short names; see `SHORT_NAMES`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.policies.dispatch import DISPATCH
+from hexgen_sglang.policies.ordering import ORDERING
+
+DEFAULT_ORDERING = "least_slack"
+
+# The published policies choose a worker when a request comes; only ours may wait.
+_EARLY = frozenset({"round_robin", "least_requests", "least_tokens", "least_load", "paper"})
+
+
+class Place(StrEnum):
+    """Where the worker of a request is chosen."""
+
+    DRIVER = "driver"
+    SGLANG_ROUTER = "sglang-router"
+    COORDINATOR = "coordinator"
+
+
+class Binding(StrEnum):
+    """When the coordinator chooses it."""
+
+    EARLY = "early"
+    LATE = "late"
+
+
+# SGLang's flags for each of its own queue orders. `priority` gets each workflow's deadline as
+# the priority of its requests, the use of it that can compete on latency.
+ENGINE_FLAGS: dict[str, tuple[str, ...]] = {
+    "fcfs": (),
+    "lpm": (),
+    "hrrn": (),
+    "priority": ("--enable-priority-scheduling", "--schedule-low-priority-values-first"),
+    "hexgen": (),
+}
+_SCHEDULE_POLICY = {"priority": "fcfs"}
+
+ROUTER_POLICIES = ("cache_aware", "power_of_two", "round_robin")
+
+SHORT_NAMES = {
+    # HexGen-Flow as published: its dispatch, and urgency in each engine's queue.
+    "paper": "coordinator:paper+hexgen[ordering=urgency]",
+    # The best of ours.
+    "hexgen": "coordinator:earliest_completion+hexgen",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How every engine of a system orders its queue.
+
+    Attributes:
+        policy: key of `ENGINE_FLAGS`.
+        ordering: our ordering policy; "" unless `policy` is "hexgen".
+    """
+
+    policy: str
+    ordering: str = ""
+
+    @property
+    def schedule_policy(self) -> str:
+        """Value of SGLang's --schedule-policy."""
+        return _SCHEDULE_POLICY.get(self.policy, self.policy)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Further flags for launch_server."""
+        return ENGINE_FLAGS[self.policy]
+
+    @property
+    def name(self) -> str:
+        """Short name for messages, logs and folders."""
+        return f"{self.policy}-{self.ordering}" if self.ordering else self.policy
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One row of the comparison.
+
+    Attributes:
+        name: as the user wrote it; key of the results.
+        engine: order inside the engines; systems with equal engines can share running workers.
+        place: where dispatch happens.
+        dispatch: policy name at that place.
+        settings: of a coordinator's dispatch policy, in real terms (not time-scaled).
+        binding: when a coordinator chooses; EARLY elsewhere.
+    """
+
+    name: str
+    engine: Engine
+    place: Place
+    dispatch: str
+    settings: dict[str, float] = field(default_factory=dict)
+    binding: Binding = Binding.EARLY
+
+    @property
+    def central_ordering(self) -> str:
+        """Which of our policies orders the coordinator's own queue: as the engine does, and by
+        arrival where the engine's order is SGLang's.
+        """
+        return self.engine.ordering or "fcfs"
+
+
+def parse_systems(text: str) -> list[System]:
+    """Systems from a list of names separated by commas, in that order.
+
+    Raises:
+        ConfigError: empty, a name twice, or what `parse_system` raises.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError(f"systems={text!r}: must name at least one")
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"systems={text!r}: {name!r} is there twice")
+    return [parse_system(name) for name in names]
+
+
+def parse_system(name: str) -> System:
+    """The system of that name.
+
+    Raises:
+        ConfigError: the form or a part of it is unknown; the message says what is known.
+    """
+    left, plus, right = SHORT_NAMES.get(name, name).rpartition("+")
+    if not plus:
+        raise ConfigError(
+            f"system {name!r}: must be ENGINE+round_robin, sglang-router:POLICY+ENGINE, "
+            f"coordinator:DISPATCH+ENGINE, or one of {', '.join(SHORT_NAMES)}"
+        )
+    place, colon, policy = left.partition(":")
+    if not colon:
+        if right != "round_robin":
+            raise ConfigError(
+                f"system {name!r}: {right!r} behind an engine must be round_robin; other "
+                "policies need a place: sglang-router:POLICY+ENGINE or coordinator:..."
+            )
+        return System(name, _engine(name, left), Place.DRIVER, "round_robin")
+    engine = _engine(name, right)
+    if place == Place.SGLANG_ROUTER:
+        if policy not in ROUTER_POLICIES:
+            raise ConfigError(
+                f"system {name!r}: policy {policy!r}: must be one of {', '.join(ROUTER_POLICIES)}"
+            )
+        return System(name, engine, Place.SGLANG_ROUTER, policy)
+    if place == Place.COORDINATOR:
+        return _with_coordinator(name, policy, engine)
+    raise ConfigError(f"system {name!r}: {place!r}: must be sglang-router or coordinator")
+
+
+def _engine(system: str, text: str) -> Engine:
+    policy, settings = _split(system, text)
+    if policy not in ENGINE_FLAGS:
+        raise ConfigError(
+            f"system {system!r}: engine {policy!r}: must be one of {', '.join(ENGINE_FLAGS)}"
+        )
+    ordering = settings.pop("ordering", DEFAULT_ORDERING) if policy == "hexgen" else ""
+    if ordering and ordering not in ORDERING:
+        raise ConfigError(
+            f"system {system!r}: ordering={ordering}: must be one of {', '.join(ORDERING)}"
+        )
+    if settings:
+        raise ConfigError(f"system {system!r}: engine {policy!r} has no {', '.join(settings)}")
+    return Engine(policy, ordering)
+
+
+def _with_coordinator(name: str, text: str, engine: Engine) -> System:
+    dispatch, raw = _split(name, text)
+    if dispatch not in DISPATCH:
+        raise ConfigError(
+            f"system {name!r}: dispatch {dispatch!r}: must be one of {', '.join(DISPATCH)}"
+        )
+    default = Binding.EARLY if dispatch in _EARLY else Binding.LATE
+    binding = raw.pop("binding", default)
+    if binding not in list(Binding):
+        raise ConfigError(f"system {name!r}: binding={binding}: must be early or late")
+    settings: dict[str, float] = {}
+    for key, value in raw.items():
+        try:
+            settings[key] = float(value)
+        except ValueError as error:
+            raise ConfigError(f"system {name!r}: {key}={value!r}: must be a number") from error
+    try:
+        DISPATCH.create(dispatch, **settings)
+    except ConfigError as error:
+        raise ConfigError(f"system {name!r}: {error}") from error
+    return System(name, engine, Place.COORDINATOR, dispatch, settings, Binding(binding))
+
+
+def _split(system: str, text: str) -> tuple[str, dict[str, str]]:
+    """`name[k=v;k=v]` as name and settings."""
+    match = re.fullmatch(r"([A-Za-z0-9_.-]+)(?:\[([^\[\]]*)\])?", text)
+    if match is None:
+        raise ConfigError(f"system {system!r}: {text!r}: must be a name with optional [k=v;...]")
+    settings: dict[str, str] = {}
+    for part in filter(None, (match.group(2) or "").split(";")):
+        key, equals, value = part.partition("=")
+        if not equals or not key or not value:
+            raise ConfigError(f"system {system!r}: {part!r}: must be key=value")
+        settings[key.strip()] = value.strip()
+    return match.group(1), settings
