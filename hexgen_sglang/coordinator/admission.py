@@ -51,6 +51,8 @@ def admit(parts: Parts, incoming: IncomingRequest) -> LiveRequest:
         AdmissionRejected: the queue or the workflow tracker is full. Nothing was kept.
     """
     lane = _lane(parts.directory.models(), incoming.model)
+    if parts.queue.is_full:
+        parts.dispatcher.run_pass()  # some of it may be leaving in this turn of the loop
     parts.queue.check_room()
     request_id = uuid.uuid4().hex
     workflow, record = parts.tracker.accept(incoming.tag, request_id, parts.clock())
@@ -101,6 +103,7 @@ def _view(
         stage=stage,
         deadline_s=workflow.deadline_s,
         predicted_remaining_s=estimates.predicted_remaining_s(kind, stage) or 0.0,
+        predicted_stage_s=estimates.predicted_stage_s(kind, stage) or 0.0,
         num_prompt_tokens=estimates.num_prompt_tokens(lane, incoming.shape),
         expected_output_tokens=estimates.expected_output_tokens(kind, stage, incoming),
         siblings=record.siblings,

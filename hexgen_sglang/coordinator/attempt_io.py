@@ -197,7 +197,10 @@ def body_for(request: LiveRequest, rid: str, now_s: float) -> bytes:
 
 
 def engine_tag_of(request: LiveRequest, now_s: float) -> dict[str, Any] | None:
-    """The tag for the engine as plain JSON: what is left at this instant; None when untagged."""
+    """The tag for the engine as plain JSON; None when untagged.
+
+    `budget_ms` is what is left at this instant, `expected_output_tokens` of each answer.
+    """
     tag = request.incoming.tag
     if tag is None:
         return None
@@ -206,6 +209,10 @@ def engine_tag_of(request: LiveRequest, now_s: float) -> dict[str, Any] | None:
     if view.deadline_s is not None:
         budget_ms = min(_MAX_BUDGET_MS, max(1, round((view.deadline_s - now_s) * 1000)))
     remaining_ms = min(_MAX_BUDGET_MS, round(view.predicted_remaining_s * 1000))
+    stage_ms = min(_MAX_BUDGET_MS, round(view.predicted_stage_s * 1000))
+    expected = view.expected_output_tokens
+    if expected is not None:
+        expected = max(1, round(expected / request.incoming.num_outputs))
     plain: dict[str, Any] = msgspec.to_builtins(
         EngineTag(
             workflow_id=tag.workflow_id,
@@ -216,8 +223,9 @@ def engine_tag_of(request: LiveRequest, now_s: float) -> dict[str, Any] | None:
             sibling_index=tag.sibling_index,
             tenant=tag.tenant,
             final=tag.final,
-            expected_output_tokens=view.expected_output_tokens,
+            expected_output_tokens=expected,
             predicted_remaining_ms=remaining_ms or None,
+            predicted_stage_ms=stage_ms or None,
         )
     )
     return plain

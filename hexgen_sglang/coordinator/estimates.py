@@ -48,9 +48,9 @@ class Estimates:
     def expected_output_tokens(
         self, workflow_type: str, stage: str, incoming: IncomingRequest
     ) -> int | None:
-        """The caller's hint, else the stage's mean, never above the request's own limit.
+        """Tokens of all its answers: the caller's hint for each, else the stage's mean.
 
-        None when there is neither hint, experience nor limit.
+        Never above the request's own limit. None when there is neither hint, experience nor limit.
         """
         limit = incoming.max_output_tokens
         most = None if limit is None else limit * incoming.num_outputs
@@ -59,7 +59,7 @@ class Estimates:
         if hint is not None:
             expected = hint * incoming.num_outputs
         elif learned is not None:
-            expected = max(1, round(learned))
+            expected = max(1, round(learned * incoming.num_outputs))
         elif most is not None:
             expected = _UNKNOWN_OUTPUT_TOKENS * incoming.num_outputs
         else:
@@ -68,10 +68,14 @@ class Estimates:
 
     def predicted_remaining_s(self, workflow_type: str, stage: str) -> float | None:
         """Seconds a workflow still needs from the start of this stage; None when unknown."""
-        stage_s = self.stages.stage_s(workflow_type, stage) if workflow_type else None
+        stage_s = self.predicted_stage_s(workflow_type, stage)
         if stage_s is None:
             return None
         return stage_s + (self.stages.remaining_after_s(workflow_type, stage) or 0.0)
+
+    def predicted_stage_s(self, workflow_type: str, stage: str) -> float | None:
+        """Seconds of the stage; None when unknown, and for workflows without a type."""
+        return self.stages.stage_s(workflow_type, stage) if workflow_type else None
 
     def num_cached_tokens(self, worker_id: str, shape: PromptShape, num_prompt_tokens: int) -> int:
         """Prompt tokens believed to be in the worker's prefix cache."""
@@ -101,7 +105,7 @@ class Estimates:
             worker.worker_id,
             request.view.workflow_type,
             request.view.stage,
-            usage.output_tokens,
+            usage.output_tokens / request.incoming.num_outputs,
             seconds,
         )
         self.rates.note_throughput(

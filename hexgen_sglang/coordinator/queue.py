@@ -37,13 +37,18 @@ class CentralQueue:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def is_full(self) -> bool:
+        """No new request would be accepted."""
+        return self._length >= self._max_queued
+
     def check_room(self) -> None:
         """Refuse when the queue is full.
 
         Raises:
             AdmissionRejected: with the seconds after which trying again makes sense.
         """
-        if self._length >= self._max_queued:
+        if self.is_full:
             raise AdmissionRejected(
                 f"{self._length} requests are waiting: at most {self._max_queued} may",
                 self._retry_after_s(),
