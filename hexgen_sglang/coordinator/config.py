@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -73,7 +73,12 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
         keys: folder of CURVE keys made by `hexgen-sglang keys`.
         coordinator_id: name told to workers and shown in logs.
         dispatch, dispatch_settings: which policy picks the worker, and its settings.
+        binding: "late": a request waits in the central queue until a worker can soon start
+            it; "early": it goes to the worker that the policy picks at once, and waits there.
         ordering, ordering_settings: which policy orders the central queue, and its settings.
+        trust_output_limits: a request is expected to produce no more than its own limit.
+            False where limits are the true lengths, as in benchmarks, so that no policy
+            learns a length from them.
         max_queued: requests waiting here at most; beyond it the answer is 429.
         queue_timeout_s: a request that waited this long without a worker gets 503.
         look_ahead: requests a worker may hold beyond its batch limit, so that it never idles
@@ -108,8 +113,10 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
     coordinator_id: Name = "coordinator"
     dispatch: Name = "earliest_completion"
     dispatch_settings: PolicyOptions = {}
+    binding: Literal["late", "early"] = "late"
     ordering: Name = "least_slack"
     ordering_settings: PolicyOptions = {}
+    trust_output_limits: bool = True
     max_queued: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     queue_timeout_s: Seconds = 300.0
     look_ahead: Annotated[int, Meta(ge=0, le=1_024)] = 2

@@ -29,11 +29,15 @@ _MAX_AWAITED = 20_000
 class Estimates:
     """Lengths, seconds, rates and prefixes.
 
+    Args:
+        trust_output_limits: a request makes no more output than its own limit.
+
     Attributes:
         stages, rates, prompts, prefixes: the estimators themselves.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trust_output_limits: bool = True) -> None:
+        self._trust_output_limits = trust_output_limits
         self.stages = StageEstimates()
         self.rates = WorkerRates()
         self.prompts = PromptLengths()
@@ -52,7 +56,7 @@ class Estimates:
 
         Never above the request's own limit. None when there is neither hint, experience nor limit.
         """
-        limit = incoming.max_output_tokens
+        limit = incoming.max_output_tokens if self._trust_output_limits else None
         most = None if limit is None else limit * incoming.num_outputs
         hint = incoming.tag.expected_output_tokens if incoming.tag else None
         learned = self.stages.output_tokens(workflow_type, stage)

@@ -55,7 +55,7 @@ class Coordinator:
         config = settings.coordinator
         self.settings = settings
         self.config = config
-        metrics, estimates = Metrics(), Estimates()
+        metrics, estimates = Metrics(), Estimates(config.trust_output_limits)
         stale_after_s = _STALE_HEARTBEATS * config.heartbeat_ms / 1000
         directory = WorkerDirectory(
             estimates,
@@ -74,6 +74,7 @@ class Coordinator:
                 config.look_ahead_tokens,
                 config.default_max_in_flight,
                 stale_after_s,
+                early=config.binding == "early",
             ),
             metrics,
         )

@@ -23,12 +23,14 @@ class RoomRules:
         look_ahead_tokens: prompt tokens that may wait for prefill there.
         default_max_in_flight: batch limit of a worker that tells none.
         stale_after_s: a load report older than this counts as unknown.
+        early: every worker always has room: requests wait there, not here.
     """
 
     look_ahead: int
     look_ahead_tokens: int
     default_max_in_flight: int
     stale_after_s: float
+    early: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -128,7 +130,7 @@ class Worker:
 
     def is_open(self, now_s: float, rules: RoomRules) -> bool:
         """A batch slot, look-ahead included, and prefill capacity are there."""
-        if not self.in_flight:
+        if rules.early or not self.in_flight:
             return True
         if self.max_in_flight is not None:
             limit = self.max_in_flight
@@ -146,7 +148,7 @@ class Worker:
 
         A request too large for an idle worker is the engine's to refuse.
         """
-        if not self.in_flight or self.kv_capacity_tokens is None:
+        if rules.early or not self.in_flight or self.kv_capacity_tokens is None:
             return True
         load = self._fresh_load(now_s, rules.stale_after_s)
         if load is None:

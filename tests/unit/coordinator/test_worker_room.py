@@ -129,3 +129,13 @@ def test_the_reports_age_is_told(make_worker: Callable[..., Worker]) -> None:
     assert load is not None
     assert (load.num_running, load.num_waiting, load.num_kv_tokens_used) == (1, 2, 4)
     assert load.age_s == pytest.approx(2.5)
+
+
+def test_early_binding_finds_room_everywhere(
+    make_worker: Callable[..., Worker], fill: Callable[..., list[Attempt]]
+) -> None:
+    rules = RoomRules(0, 1_000, 4, 3.0, early=True)
+    worker = make_worker("a", max_running_requests=2, max_in_flight=2, kv_capacity_tokens=500)
+    fill(worker, 50)
+    assert worker.is_open(0.0, rules)
+    assert worker.has_kv_room(10_000, 0.0, rules)
