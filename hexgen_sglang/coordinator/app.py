@@ -110,7 +110,7 @@ async def _health(coordinator: Coordinator, request: Request) -> Response:
         list(parts.directory.workers.values()),
         num_queued=len(parts.queue),
         is_draining=coordinator.exchanges.is_draining,
-        has_link=bool(coordinator.config.link),
+        has_link=coordinator.has_link,
     )
     return _json(body, status)
 

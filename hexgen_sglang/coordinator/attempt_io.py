@@ -25,6 +25,7 @@ from hexgen_sglang.core.errors import ProtocolError
 from hexgen_sglang.protocol.tag import BODY_FIELD, EngineTag
 
 _MAX_BUDGET_MS = 86_400_000
+_MAX_TOKENS = 1_048_576
 _READ_OUT_S = 1.0
 # Passed on to the worker; everything else is between the client and the coordinator.
 _FORWARDED_HEADERS = ("authorization", "traceparent", "tracestate")
@@ -212,7 +213,7 @@ def engine_tag_of(request: LiveRequest, now_s: float) -> dict[str, Any] | None:
     stage_ms = min(_MAX_BUDGET_MS, round(view.predicted_stage_s * 1000))
     expected = view.expected_output_tokens
     if expected is not None:
-        expected = max(1, round(expected / request.incoming.num_outputs))
+        expected = min(_MAX_TOKENS, max(1, round(expected / request.incoming.num_outputs)))
     plain: dict[str, Any] = msgspec.to_builtins(
         EngineTag(
             workflow_id=tag.workflow_id,

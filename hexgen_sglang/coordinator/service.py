@@ -117,6 +117,11 @@ class Coordinator:
         directory.watch_with(self._health)
         self._link = None if end is None else CoordinatorLink(end, self._link_events())
 
+    @property
+    def has_link(self) -> bool:
+        """Whether workers' plugins can connect."""
+        return self._link is not None
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Background work goes on inside this block: probes, link, sweeping."""

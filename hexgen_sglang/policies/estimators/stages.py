@@ -65,7 +65,10 @@ class StageEstimates:
     def note_request(
         self, worker_id: str, workflow_type: str, stage: str, output_tokens: float, seconds: float
     ) -> None:
-        """A request ended: its mean output for each answer, and its seconds at the worker (queue there included)."""
+        """A request ended.
+
+        `output_tokens` of each of its answers; `seconds` at the worker, its queue included.
+        """
         for cost in (
             self._by_stage.at((workflow_type, stage)),
             self._by_worker.at((worker_id, workflow_type, stage)),

@@ -272,14 +272,15 @@ async def make_worker() -> AsyncIterator[Callable[..., Awaitable[StandInWorker]]
 async def make_front() -> AsyncIterator[Callable[..., Awaitable[Front]]]:
     """Starts a coordinator before the given workers and waits until all are ready.
 
-    Settings of `[coordinator]` as keyword arguments; `rows`: settings for each worker.
+    Settings of `[coordinator]` as keyword arguments; `rows`: settings for each worker; `end`:
+    the link's.
     """
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(
             *workers: StandInWorker,
             rows: list[dict[str, Any]] | None = None,
-            wait: bool = True,
+            end: Any = None,
             **settings: Any,
         ) -> Front:
             given = rows or [{"worker_id": f"w{number}"} for number in range(len(workers))]
@@ -289,7 +290,9 @@ async def make_front() -> AsyncIterator[Callable[..., Awaitable[Front]]]:
                     {"url": worker.url, **row} for worker, row in zip(workers, given, strict=True)
                 ],
             }
-            coordinator = Coordinator(convert(plain, CoordinatorFile, "test"))
+            coordinator = Coordinator(convert(plain, CoordinatorFile, "test"), end)
+            if end is not None:
+                stack.callback(end.close)
             await stack.enter_async_context(coordinator.running())
             server = HttpServer(coordinator)
             serving = asyncio.create_task(server.serve())
@@ -303,9 +306,8 @@ async def make_front() -> AsyncIterator[Callable[..., Awaitable[Front]]]:
             await until(lambda: server.started)
             session = await stack.enter_async_context(aiohttp.ClientSession())
             front = Front(coordinator, f"http://127.0.0.1:{server.port}", session)
-            if wait:
-                directory = coordinator.parts.directory
-                await until(lambda: len(directory.ready()) == len(workers))
+            directory = coordinator.parts.directory
+            await until(lambda: len(directory.ready()) == len(workers))
             return front
 
         yield make
