@@ -85,7 +85,6 @@ def register_hooks(hooks: Iterable[Hook]) -> None:
 
     source = HookSource(plugin_name="hexgen", dist_name="hexgen-sglang")
     for hook in hooks:
-        ours = pkgutil.resolve_name(hook.ours)
-        registered = HookRegistry._hooks.get(hook.target, ())
-        if all(present is not ours for _, present, _ in registered):
+        if not self_check.is_registered(hook):
+            ours = pkgutil.resolve_name(hook.ours)
             HookRegistry.register(hook.target, ours, HookType[hook.kind], source=source)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import pkgutil
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -79,16 +78,21 @@ def require(hooks: Iterable[Hook]) -> None:
 
 
 def require_loaded_hooks() -> None:
-    """`require` for what this process was asked for and has loaded, in a spawned process.
+    """`require` for the hooks that were registered in this process.
 
     Raises:
         CompatibilityError: as `require`.
     """
+    require(hook for hook in HOOKS if is_registered(hook))
+
+
+def is_registered(hook: Hook) -> bool:
+    """Whether this process has handed the hook to SGLang; the target may still be missing."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    require(
-        hook for hook in HOOKS if hook.module in sys.modules and hook.target in HookRegistry._hooks
-    )
+    ours = pkgutil.resolve_name(hook.ours) if hook.target in HookRegistry._hooks else None
+    registered = HookRegistry._hooks.get(hook.target, ())
+    return ours is not None and any(present is ours for _, present, _ in registered)
 
 
 def _raw_attribute(target: str) -> Any:
