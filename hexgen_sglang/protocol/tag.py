@@ -156,7 +156,8 @@ def _offender(value: object, message: str) -> str:
 
 def _printable(text: str) -> str:
     """At most 300 characters of caller's text, ASCII, fit for a log line and a JSON body."""
-    return "".join(
+    shown = (
         char if char.isascii() and char.isprintable() else char.encode("unicode_escape").decode()
         for char in text[:300]
     )
+    return "".join(shown)[:300]
