@@ -16,6 +16,7 @@ _PARTS = f"{_SRT}.managers.scheduler_components"
 _RECEIVER = f"{_PARTS}.request_receiver.SchedulerRequestReceiver"
 _BATCH_RESULTS = f"{_PARTS}.batch_result_processor.SchedulerBatchResultProcessor"
 _LOADS = f"{_PARTS}.load_inquirer.SchedulerLoadInquirer"
+_RESULT = f"{_SRT}.managers.utils.GenerationBatchResult"
 _POLICY = f"{_SRT}.managers.schedule_policy.SchedulePolicy"
 _TOKENIZER = f"{_SRT}.managers.tokenizer_manager.TokenizerManager"
 _IO = f"{_SRT}.managers.io_struct"
@@ -371,6 +372,71 @@ FACTS: tuple[Fact, ...] = (
             "self.output_streamer.stream_output(batch.reqs, batch.return_logprob",
         ),
         "requests that finish with their first token are seen",
+    ),
+    # The emulated accelerator.
+    Fact(
+        Text(
+            f"{_SCHEDULER}.run_batch",
+            "batch_result = self.model_worker.forward_batch_generation(batch",
+        ),
+        "steps go through the hooked method",
+    ),
+    Fact(
+        Names(
+            f"{_SRT}.managers.schedule_batch.ScheduleBatch",
+            (
+                "reqs",
+                "forward_mode",
+                "extend_lens",
+                "prefix_lens",
+                "decoding_reqs",
+                "seq_lens",
+                "seq_lens_cpu",
+                "seq_lens_sum",
+                "enable_overlap",
+            ),
+        ),
+        "what a step's time is predicted from",
+    ),
+    Fact(
+        Names(
+            f"{_SRT}.model_executor.forward_batch_info.ForwardMode",
+            ("is_decode", "is_extend", "is_mixed"),
+        ),
+        "kinds of steps",
+    ),
+    Fact(
+        Signature(f"{_RESULT}.copy_to_cpu", ("self", "return_logprob", "return_hidden_states")),
+        "with the overlap schedule the end of a step is handed over here",
+    ),
+    Fact(
+        Names(_RESULT, ("logits_output", "next_token_ids", "copy_done")),
+        "what a step gives back",
+    ),
+    Fact(
+        Text(f"{_BATCH_RESULTS}.process_batch_result_decode", "result.copy_done.synchronize()"),
+        "SGLang waits for the end of a decode step",
+    ),
+    Fact(
+        Text(f"{_BATCH_RESULTS}.process_batch_result_prefill", "result.copy_done.synchronize()"),
+        "SGLang waits for the end of a prefill step",
+    ),
+    Fact(
+        Names(f"{_SRT}.layers.logits_processor.LogitsProcessorOutput", ("next_token_logits",)),
+        "what a step gives back",
+    ),
+    Fact(Text(f"{_SCHEDULER}.event_loop_overlap", "self.on_idle()"), "idle time is seen"),
+    Fact(Text(f"{_SCHEDULER}.event_loop_normal", "self.on_idle()"), "idle time is seen"),
+    Fact(
+        Names(f"{_IO}.GetInternalStateReqOutput", ("internal_state",)),
+        "the summary of an emulated run in /server_info",
+    ),
+    Fact(
+        Text(
+            f"{_SRT}.entrypoints.engine._set_envs_and_config",
+            "mp.set_start_method('spawn', force=True)",
+        ),
+        "child processes are forked after this says spawn",
     ),
     # The torch-CPU platform.
     Fact(Names(f"{_PLATFORMS}.cpu", ("CpuDeviceMixin",)), "torch-CPU platform"),
