@@ -179,7 +179,12 @@ def _ordering(name: str | None, best_effort_slack_s: float | None) -> dict[str, 
         settings["best_effort_slack_s"] = best_effort_slack_s
     if name not in ORDERING:
         raise ConfigError(f"--hexgen-ordering={name}: must be one of {', '.join(ORDERING)}")
-    ORDERING.create(name, **settings)
+    try:
+        ORDERING.create(name, **settings)
+    except ConfigError as error:
+        raise ConfigError(
+            f"--hexgen-best-effort-slack={best_effort_slack_s}: no setting of {name} ({error})"
+        ) from error
     return {"ordering": name, "ordering_settings": settings}
 
 

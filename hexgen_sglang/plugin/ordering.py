@@ -63,8 +63,10 @@ class QueueOrder:
         self.ordering = ordering
         self._policy = ORDERING.create(ordering, **settings)
         self._deadlines: OrderedDict[str, _Deadline] = OrderedDict()
-        self._in_order: list[Any] = []  # the queue as `sort` left it
-        self._keys: list[Key] = []  # and its keys
+        self._in_order: list[Any] = []  # the queue as `sort` left it,
+        self._keys: list[Key] = []  # its keys,
+        self._workflow_ids: list[str] = []  # and whose requests they are
+        self._changed: set[str] = set()  # workflows that were re-prioritised since
 
     def sort(self, waiting_queue: list[Any]) -> None:
         """Put the request that should be admitted first in front; the order is total.
@@ -75,13 +77,15 @@ class QueueOrder:
             keyed = sorted(zip(map(self._key, waiting_queue), waiting_queue, strict=True), key=_KEY)
             waiting_queue[:] = [req for _, req in keyed]
             self._keys = [key for key, _ in keyed]
+            self._workflow_ids = [getattr(req, _ENTRY).view.workflow_id for req in waiting_queue]
+        self._changed.clear()
         self._in_order = waiting_queue.copy()
 
     def _insert_new(self, waiting_queue: list[Any]) -> bool:
         """Order a queue that is the last one less its first requests, plus some at its end.
 
-        False when it is not, or keys have changed; then nothing was done. The common case by
-        far: admission takes from the head, arrivals are appended.
+        False when it is not; then nothing was done. The common case by far: admission takes
+        from the head, arrivals are appended.
         """
         last = self._in_order
         try:
@@ -91,14 +95,29 @@ class QueueOrder:
         num_kept = len(last) - num_gone
         if waiting_queue[:num_kept] != last[num_gone:]:  # by identity, in C
             return False
+        del self._keys[:num_gone], self._workflow_ids[:num_gone]
+        if self._changed:
+            num_kept -= self._move_changed_to_end(waiting_queue)
         new = [(self._key(req), req) for req in waiting_queue[num_kept:]]
         del waiting_queue[num_kept:]
-        del self._keys[:num_gone]
         for key, req in new:
             place = bisect_left(self._keys, key)
-            self._keys.insert(place, key)
             waiting_queue.insert(place, req)
+            self._keys.insert(place, key)
+            self._workflow_ids.insert(place, getattr(req, _ENTRY).view.workflow_id)
         return True
+
+    def _move_changed_to_end(self, waiting_queue: list[Any]) -> int:
+        """Take re-prioritised requests out of the ordered part; returns how many."""
+        places = [
+            place
+            for place, workflow_id in enumerate(self._workflow_ids)
+            if workflow_id in self._changed
+        ]
+        for place in reversed(places):
+            waiting_queue.append(waiting_queue.pop(place))
+            del self._keys[place], self._workflow_ids[place]
+        return len(places)
 
     def view(self, req: Any) -> RequestView:
         """The request as the policy sees it at present."""
@@ -122,7 +141,7 @@ class QueueOrder:
         self._deadlines[workflow_id] = _Deadline(deadline_s, predicted_remaining_s, changed_s)
         if len(self._deadlines) > MAX_KEPT_DEADLINES:
             self._deadlines.popitem(last=False)
-        self._in_order = []
+        self._changed.add(workflow_id)
 
     def use(self, ordering: str, settings: Mapping[str, float]) -> None:
         """Order by another policy from the next step on.
@@ -132,7 +151,7 @@ class QueueOrder:
         """
         self._policy = ORDERING.create(ordering, **settings)
         self.ordering = ordering
-        self._in_order = []
+        self._in_order = []  # no key holds any more
 
     def _key(self, req: Any) -> Key:
         entry: _Entry | None = getattr(req, _ENTRY, None)

@@ -59,7 +59,7 @@ def _address_towards(host: str) -> str:
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)  # chooses the route; UDP sends nothing here
             return str(probe.getsockname()[0])
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: no possible host name
         raise ConfigError(
             f"--hexgen-coordinator: no route from this machine to {host} ({error}), so its own "
             "address is unknown; say --hexgen-advertise-url"
