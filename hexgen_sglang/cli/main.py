@@ -23,6 +23,7 @@ COMMANDS = {
     "demo": ("hexgen_sglang.cli.demo", "Two workers, a coordinator and 12 questions, on a CPU."),
     "doctor": ("hexgen_sglang.cli.doctor", "Check the installed SGLang against our hooks."),
     "keys": ("hexgen_sglang.cli.keys", "Make CURVE keys for links between machines."),
+    "profile": ("hexgen_sglang.cli.profile", "Measure a live worker, write its profile."),
     "model": ("hexgen_sglang.cli.model", "Make the default model and print its folder."),
     "cluster": ("hexgen_sglang.cli.cluster", "Start and stop workers and coordinator together."),
     "worker": ("hexgen_sglang.cli.worker", "Run one SGLang server with our scheduling policy."),
