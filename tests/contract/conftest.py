@@ -1,0 +1,97 @@
+"""Sources of the supported SGLang versions: downloaded once, read, never installed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hexgen_sglang.plugin.surface import SourceTree
+
+DOWNLOAD_TIMEOUT_S = 240
+
+
+def sources_of(version: str) -> Path:
+    """The package folder `sglang` of a version, in the user's cache.
+
+    Fails the test when the wheel cannot be had: without it nothing is known of that version.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(base) / "hexgen-sglang" / "sglang-sources" / version
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+            unpack(download(version, Path(draft)), Path(draft) / "sources", version)
+            try:
+                (Path(draft) / "sources").rename(folder)
+            except OSError:
+                assert folder.is_dir(), "another process was not first, so this is an error"
+    return folder / "sglang"
+
+
+def download(version: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), f"sglang=={version}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
+        reason = done.stderr.strip()
+    except subprocess.TimeoutExpired:
+        reason = f"no end after {DOWNLOAD_TIMEOUT_S} s"
+    wheels = list(folder.glob("sglang-*.whl"))
+    if len(wheels) != 1:
+        pytest.fail(
+            f"the sources of SGLang {version} cannot be downloaded, so nobody knows whether the "
+            f"plugin works with it: {' '.join(command)}: {reason}",
+            pytrace=False,
+        )
+    return wheels[0]
+
+
+def unpack(wheel: Path, folder: Path, version: str) -> None:
+    """Extract the Python sources, which the wheel says are of this version."""
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"sglang-{version}.dist-info/METADATA").decode()
+        assert f"\nVersion: {version}\n" in metadata
+        for name in archive.namelist():
+            if name.startswith("sglang/") and name.endswith(".py"):
+                archive.extract(name, folder)
+
+
+@pytest.fixture(scope="session")
+def sglang_tree() -> Callable[[str], SourceTree]:
+    """`sglang_tree("0.5.23")`: the sources of a version; parsed files are kept."""
+    return functools.cache(lambda version: SourceTree(sources_of(version)))
+
+
+@pytest.fixture
+def renamed_tree(
+    sglang_tree: Callable[[str], SourceTree], tmp_path: Path
+) -> Callable[[str, str], Path]:
+    """`renamed_tree(version, target)`: sources in which one function or class has another name."""
+
+    def make(version: str, target: str) -> Path:
+        root = tmp_path / "sglang"
+        source = sglang_tree(version).root
+        shutil.copytree(source, root, copy_function=os.symlink)
+        *owners, name = target.split(".")[1:]
+        path = root
+        while not path.with_suffix(".py").is_file():
+            path /= owners.pop(0)
+        path = path.with_suffix(".py")
+        text = path.read_text(encoding="utf-8")
+        for keyword in ("def", "class"):
+            text = text.replace(f"{keyword} {name}(", f"{keyword} renamed_{name}(")
+            text = text.replace(f"{keyword} {name}:", f"{keyword} renamed_{name}:")
+        path.unlink()
+        path.write_text(text, encoding="utf-8")
+        return root
+
+    return make
