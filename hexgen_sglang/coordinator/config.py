@@ -5,6 +5,7 @@ Runs in whatever process starts a coordinator. Objects are built from these in `
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,6 +37,8 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Rate = Annotated[float, Meta(gt=0, le=1e9)]
 PolicyOptions = Annotated[dict[str, float], Meta(max_length=64)]
 
+# Host names, addresses, ports: these appear in ids, headers and logs.
+_NETLOC = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,255}")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -79,7 +82,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
         trust_output_limits: a request is expected to produce no more than its own limit.
             False where limits are the true lengths, as in benchmarks, so that no policy
             learns a length from them.
-        max_queued: requests waiting here at most; beyond it the answer is 429.
+        max_queued, max_queued_bytes: requests waiting here at most, and their bodies'
+            bytes; beyond either the answer is 429.
         queue_timeout_s: a request that waited this long without a worker gets 503.
         look_ahead: requests a worker may hold beyond its batch limit, so that it never idles
             for the time a dispatch takes.
@@ -118,6 +122,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
     ordering_settings: PolicyOptions = {}
     trust_output_limits: bool = True
     max_queued: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    max_queued_bytes: Annotated[int, Meta(ge=1_024, le=2**40)] = 268_435_456
     queue_timeout_s: Seconds = 300.0
     look_ahead: Annotated[int, Meta(ge=0, le=1_024)] = 2
     look_ahead_tokens: Annotated[int, Meta(ge=1, le=16_777_216)] = 8_192
@@ -180,7 +185,7 @@ def check_worker_url(url: str) -> str:
     extras = parts.query or parts.fragment or parts.username or parts.password
     if parts.scheme not in {"http", "https"} or not parts.hostname or extras:
         raise ConfigError(f"url={url!r}: {allowed}")
-    if parts.path not in {"", "/"}:
+    if parts.path not in {"", "/"} or not _NETLOC.fullmatch(parts.netloc):
         raise ConfigError(f"url={url!r}: {allowed}")
     return url.rstrip("/")
 

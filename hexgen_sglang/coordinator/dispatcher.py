@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 from hexgen_sglang.coordinator.estimates import Estimates
@@ -45,6 +45,7 @@ class Dispatcher:
     ) -> None:
         self._policy = policy
         self._policy_name = policy_name
+        self._sees_full_workers = bool(getattr(policy, "sees_full_workers", False))
         self._ready_workers = ready_workers
         self._estimates = estimates
         self._rules = rules
@@ -97,7 +98,7 @@ class Dispatcher:
             if not crew.any_open(request.lane):
                 blocked.add(request.lane)
                 continue
-            candidates = list(crew.candidates(request))
+            candidates = crew.candidates(request, self._sees_full_workers)
             has_room = any(candidate.has_room for candidate in candidates)
             if not has_room and not request.failed_on:
                 # Smaller requests behind it must not keep the memory from it for ever.
@@ -167,17 +168,25 @@ class _Crew:
         """Whether any worker of the lane can start one more request of some kind."""
         return any(self.by_id[worker_id].serves(lane) for worker_id in self._open)
 
-    def candidates(self, request: LiveRequest) -> Iterator[Candidate]:
-        """The workers that could serve the request; those that failed it only if all did."""
+    def candidates(self, request: LiveRequest, with_full: bool) -> list[Candidate]:
+        """The workers that could serve the request; those that failed it only if all did.
+
+        `with_full`: those without room, too.
+        """
         able = [worker for worker in self.by_id.values() if worker.serves(request.lane)]
-        fresh = [worker for worker in able if worker.worker_id not in request.failed_on]
+        if request.failed_on:
+            able = [w for w in able if w.worker_id not in request.failed_on] or able
         view = request.view
         num_tokens = view.num_prompt_tokens + (view.expected_output_tokens or 0)
-        for worker in fresh or able:
+        found = []
+        for worker in able:
             has_room = worker.worker_id in self._open and worker.has_kv_room(
                 num_tokens, self.now_s, self._rules
             )
-            yield Candidate(self._view(worker), self.num_cached_tokens(request, worker), has_room)
+            if has_room or with_full:
+                cached = self.num_cached_tokens(request, worker)
+                found.append(Candidate(self._view(worker), cached, has_room))
+        return found
 
     def num_cached_tokens(self, request: LiveRequest, worker: Worker) -> int:
         """Prompt tokens believed to be cached at the worker."""

@@ -7,11 +7,13 @@ tell waiting in the engine from prefill.
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from hexgen_sglang.coordinator.incoming import IncomingRequest
 from hexgen_sglang.coordinator.live_request import Attempt
 from hexgen_sglang.coordinator.prompt import BLOCK_CHARS, BLOCK_TOKENS, PromptShape
 from hexgen_sglang.coordinator.usage import Usage
+from hexgen_sglang.coordinator.workflows import RequestRecord
 from hexgen_sglang.policies.estimators import (
     PrefixMemory,
     PromptLengths,
@@ -24,6 +26,20 @@ from hexgen_sglang.protocol.messages import RequestFinished
 _UNKNOWN_OUTPUT_TOKENS = 128
 # Attempts that may still be reported over the link after their answer has come.
 _MAX_AWAITED = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitedReport:
+    """What is kept of an attempt until its engine has reported: not the request itself.
+
+    Attributes:
+        batch: requests in flight at the worker when it was dispatched.
+        record: of its request.
+    """
+
+    worker_id: str
+    batch: int
+    record: RequestRecord
 
 
 class Estimates:
@@ -42,7 +58,7 @@ class Estimates:
         self.rates = WorkerRates()
         self.prompts = PromptLengths()
         self.prefixes = PrefixMemory()
-        self._awaited: OrderedDict[str, Attempt] = OrderedDict()
+        self._awaited: OrderedDict[str, AwaitedReport] = OrderedDict()
 
     def num_prompt_tokens(self, lane: str, shape: PromptShape) -> int:
         """Estimated prompt tokens; exact for token ids. At least 1."""
@@ -92,8 +108,11 @@ class Estimates:
 
     def note_sent(self, attempt: Attempt) -> None:
         """An attempt went out: its prefix will be at that worker, and a report may come."""
-        self.prefixes.note_sent(attempt.worker.worker_id, attempt.request.incoming.shape.blocks)
-        self._awaited[attempt.rid] = attempt
+        worker, request = attempt.worker, attempt.request
+        self.prefixes.note_sent(worker.worker_id, request.incoming.shape.blocks)
+        if not worker.linked:
+            return
+        self._awaited[attempt.rid] = AwaitedReport(worker.worker_id, attempt.batch, request.record)
         while len(self._awaited) > _MAX_AWAITED:
             self._awaited.popitem(last=False)
 
@@ -121,25 +140,31 @@ class Estimates:
         if not worker.linked:
             self._note_http_timing(attempt, usage, now_s)
 
-    def note_reported(self, message: RequestFinished) -> Attempt | None:
-        """The engine's own timings; returns the attempt that they belong to, if it is ours."""
-        attempt = self._awaited.pop(message.request_id, None)
-        if attempt is None or message.aborted or message.output_tokens < 1:
-            return attempt
-        worker_id = attempt.worker.worker_id
+    def note_reported(self, message: RequestFinished) -> RequestRecord | None:
+        """The engine's own timings; returns the record that they belong to, if it is ours."""
+        awaited = self._awaited.pop(message.request_id, None)
+        if awaited is None or message.aborted:
+            return None
+        if message.output_tokens < 1:
+            return awaited.record
         uncached = message.prompt_tokens - message.cached_tokens
-        self.rates.note_prefill(worker_id, uncached, (message.ttft_ms - message.queue_ms) / 1000)
+        prefill_s = (message.ttft_ms - message.queue_ms) / 1000
+        decode_s = (message.e2e_ms - message.ttft_ms) / 1000
+        self.rates.note_prefill(awaited.worker_id, uncached, prefill_s)
         self.rates.note_decode(
-            worker_id,
-            message.output_tokens - 1,
-            (message.e2e_ms - message.ttft_ms) / 1000,
-            attempt.batch,
+            awaited.worker_id, message.output_tokens - 1, decode_s, awaited.batch
         )
-        return attempt
+        return awaited.record
 
     def forget_cache(self, worker_id: str) -> None:
         """The worker process is a new one: its cache is empty."""
         self.prefixes.forget(worker_id)
+
+    def rename_worker(self, old_id: str, new_id: str) -> None:
+        """The same worker under another id."""
+        self.rates.rename(old_id, new_id)
+        self.prefixes.rename(old_id, new_id)
+        self.stages.forget_worker(old_id)
 
     def forget_worker(self, worker_id: str) -> None:
         """The worker was removed."""

@@ -48,6 +48,7 @@ class IncomingRequest:
         shape: size and prefix of the prompts.
         num_outputs: answers wanted: prompts x n.
         max_output_tokens: limit of each answer; None when not stated.
+        num_bytes: length of the body as it came.
     """
 
     route: str
@@ -59,6 +60,7 @@ class IncomingRequest:
     shape: prompt.PromptShape
     num_outputs: int
     max_output_tokens: int | None
+    num_bytes: int
 
 
 def read_request(route: str, raw: bytes, headers: Mapping[str, str]) -> IncomingRequest:
@@ -91,6 +93,7 @@ def read_request(route: str, raw: bytes, headers: Mapping[str, str]) -> Incoming
         shape=shape,
         num_outputs=shape.num_prompts * (_count(settings.get("n")) or 1),
         max_output_tokens=_count(limit),
+        num_bytes=len(raw),
     )
 
 

@@ -90,10 +90,9 @@ class LinkEvents:
 
     def on_request_finished(self, worker_id: str, message: RequestFinished) -> None:
         """Learn from the engine's timings, and fill in what HTTP did not tell."""
-        attempt = self._estimates.note_reported(message)
-        if attempt is None or message.aborted:
+        record = self._estimates.note_reported(message)
+        if record is None:
             return
-        record = attempt.request.record
         if record.cached_tokens is None:
             record.cached_tokens = message.cached_tokens
         if record.prompt_tokens is None:

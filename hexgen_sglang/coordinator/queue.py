@@ -21,18 +21,25 @@ class CentralQueue:
 
     Args:
         ordering: ranks the requests.
-        max_queued: beyond it `check_room` refuses.
+        max_queued: requests; beyond it `check_room` refuses.
+        max_bytes: of their bodies together; likewise.
         retry_after_s: asked for the hint that goes with a refusal.
     """
 
     def __init__(
-        self, ordering: OrderingPolicy, max_queued: int, retry_after_s: Callable[[], float]
+        self,
+        ordering: OrderingPolicy,
+        max_queued: int,
+        max_bytes: int,
+        retry_after_s: Callable[[], float],
     ) -> None:
         self._ordering = ordering
         self._max_queued = max_queued
+        self._max_bytes = max_bytes
         self._retry_after_s = retry_after_s
         self._lanes: dict[str, _Lane] = {}
         self._length = 0
+        self._num_bytes = 0
 
     def __len__(self) -> int:
         return self._length
@@ -40,7 +47,7 @@ class CentralQueue:
     @property
     def is_full(self) -> bool:
         """No new request would be accepted."""
-        return self._length >= self._max_queued
+        return self._length >= self._max_queued or self._num_bytes >= self._max_bytes
 
     def check_room(self) -> None:
         """Refuse when the queue is full.
@@ -50,7 +57,8 @@ class CentralQueue:
         """
         if self.is_full:
             raise AdmissionRejected(
-                f"{self._length} requests are waiting: at most {self._max_queued} may",
+                f"{self._length} requests of {self._num_bytes} bytes are waiting: at most "
+                f"{self._max_queued} of {self._max_bytes} bytes may",
                 self._retry_after_s(),
             )
 
@@ -63,6 +71,7 @@ class CentralQueue:
         request.queue_key = key
         insort(self._lanes.setdefault(request.lane, []), (key, request))
         self._length += 1
+        self._num_bytes += request.incoming.num_bytes
 
     def remove(self, request: LiveRequest) -> bool:
         """Take a request out; False when it is not waiting here."""
@@ -76,6 +85,7 @@ class CentralQueue:
             del self._lanes[request.lane]
         request.queue_key = None
         self._length -= 1
+        self._num_bytes -= request.incoming.num_bytes
         return True
 
     def reorder(self, request: LiveRequest) -> None:

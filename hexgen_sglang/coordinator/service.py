@@ -81,6 +81,7 @@ class Coordinator:
         queue = CentralQueue(
             ORDERING.create(config.ordering, **config.ordering_settings),
             config.max_queued,
+            config.max_queued_bytes,
             dispatcher.retry_after_s,
         )
         dispatcher.serve(queue)

@@ -146,7 +146,7 @@ class WorkerDirectory:
         """Give a worker that was named after its URL the id it has itself."""
         del self.workers[worker.worker_id]
         self._metrics.drop_worker(worker.worker_id)
-        self._estimates.forget_worker(worker.worker_id)
+        self._estimates.rename_worker(worker.worker_id, worker_id)
         worker.worker_id = worker_id
         worker.names_itself = False
         self.workers[worker_id] = worker

@@ -25,7 +25,8 @@ class Candidate:
         num_cached_tokens: leading prompt tokens of this request believed to be in that
             worker's prefix cache, from the record of what was sent there; never verified.
         has_room: the worker can soon start the request (batch slot and KV memory). A policy
-            must not pick a worker without room; it may see that one would be better and wait.
+            must not pick a worker without room; with `sees_full_workers` it may see that one
+            would be better, and wait.
     """
 
     worker: WorkerView
@@ -38,6 +39,9 @@ class DispatchPolicy(Protocol):
 
     The same sequence of calls gives the same picks; the order of `candidates` is without
     meaning; state, where there is any (`round_robin`), is in the policy object.
+
+    A policy that may wait for a worker without room has a true class attribute
+    `sees_full_workers`; the others are shown workers with room only, which is cheaper.
     """
 
     def pick(self, request: RequestView, candidates: Sequence[Candidate]) -> str | None:

@@ -93,6 +93,12 @@ class BoundedTable(Generic[K, V]):
         """The value of `key`, or None; does not count as a use."""
         return self._entries.get(key)
 
+    def move(self, old: K, new: K) -> None:
+        """Give a value another key, whose own value is dropped; no value, no effect."""
+        value = self._entries.pop(old, None)
+        if value is not None:
+            self._entries[new] = value
+
     def drop(self, wanted: Callable[[K], bool]) -> None:
         """Forget every key for which `wanted` is true."""
         for key in [key for key in self._entries if wanted(key)]:

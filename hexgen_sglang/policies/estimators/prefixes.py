@@ -49,6 +49,13 @@ class PrefixMemory:
                 return position
         return len(blocks)
 
+    def rename(self, old_id: str, new_id: str) -> None:
+        """The same worker under another id; what was known under that one is replaced."""
+        if old_id in self._limits:
+            self._limits[new_id] = self._limits.pop(old_id)
+        if old_id in self._blocks:
+            self._blocks[new_id] = self._blocks.pop(old_id)
+
     def forget(self, worker_id: str) -> None:
         """The worker restarted or is gone: its cache is empty."""
         self._blocks.pop(worker_id, None)

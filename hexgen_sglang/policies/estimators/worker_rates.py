@@ -79,6 +79,10 @@ class WorkerRates:
             measured.throughput.per_second,
         )
 
+    def rename(self, old_id: str, new_id: str) -> None:
+        """The same worker under another id; what was known under that one is replaced."""
+        self._workers.move(old_id, new_id)
+
     def forget(self, worker_id: str) -> None:
         """The worker is gone for good, or another machine took its name."""
         self._workers.drop(lambda known: known == worker_id)

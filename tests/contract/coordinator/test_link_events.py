@@ -117,8 +117,10 @@ async def test_a_worker_known_by_url_takes_its_own_name_and_keeps_serving(
     linked: Any, make_worker: MakeWorker
 ) -> None:
     worker = await make_worker()
-    front, plugin = await linked(worker, rows=[{}])
+    front, plugin = await linked(worker, rows=[{"prefill_tokens_per_s": 1_500.0}])
     assert isinstance(await plugin(url=worker.url).register(), Welcome)
+    rates = front.coordinator.parts.estimates.rates.of("gpu-0")
+    assert rates.prefill_tokens_per_s == 1_500.0
     assert list(directory(front).workers) == ["gpu-0"]
     assert [w.worker_id for w in directory(front).ready()] == ["gpu-0"]
     assert (await front.generate())[0] == 200

@@ -89,7 +89,8 @@ async def test_a_full_queue_is_429_with_retry_after(
         assert int(response.headers["retry-after"]) >= 1
         error = (await response.json())["error"]
     assert (error["code"], error["type"]) == ("queue_full", "rate_limit_error")
-    assert "2 requests are waiting: at most 2 may" in error["message"]
+    assert "2 requests of" in error["message"]
+    assert "at most 2 of" in error["message"]
     worker.gate.set()
     assert [status for status, _ in await asyncio.gather(*calls)] == [200, 200, 200]
 

@@ -87,6 +87,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         "http://user:secret@x",
         "http://x/path",
         "http://x?q=1",
+        "http://a b",
+        'http://x"y',
         "http://x#f",
         "http://x:notaport",
         "http://[::1",

@@ -39,7 +39,7 @@ class Bench:
             clock=lambda: self.now_s,
         )
         self.queue = CentralQueue(
-            ORDERING.create("least_slack"), 100, self.dispatcher.retry_after_s
+            ORDERING.create("least_slack"), 100, 10_000, self.dispatcher.retry_after_s
         )
         self.dispatcher.serve(self.queue)
 

@@ -15,8 +15,8 @@ from hexgen_sglang.policies.ordering import ORDERING
 MakeRequest = Callable[..., LiveRequest]
 
 
-def new_queue(max_queued: int = 100) -> CentralQueue:
-    return CentralQueue(ORDERING.create("least_slack"), max_queued, lambda: 7.5)
+def new_queue(max_queued: int = 100, max_bytes: int = 10_000) -> CentralQueue:
+    return CentralQueue(ORDERING.create("least_slack"), max_queued, max_bytes, lambda: 7.5)
 
 
 def ids(queue: CentralQueue, blocked: set[str] | None = None) -> list[str]:
@@ -62,7 +62,9 @@ def test_a_full_queue_refuses_but_takes_back(make_request: MakeRequest) -> None:
     queue.push(make_request("a"))
     queue.check_room()
     queue.push(make_request("b"))
-    with pytest.raises(AdmissionRejected, match="2 requests are waiting: at most 2") as refusal:
+    with pytest.raises(
+        AdmissionRejected, match=r"2 requests of .* are waiting: at most 2 of"
+    ) as refusal:
         queue.check_room()
     assert refusal.value.retry_after_s == 7.5
     queue.push(make_request("comes-back"))
@@ -94,3 +96,13 @@ def test_taking_requests_out_while_going_through(make_request: MakeRequest) -> N
             queue.remove(request)
     assert seen == [f"r{number}" for number in range(6)]
     assert ids(queue) == ["r1", "r3", "r5"]
+
+
+def test_bodies_are_bounded_together(make_request: MakeRequest) -> None:
+    queue = new_queue(max_bytes=1_000)
+    large = make_request("large", text="x" * 1_000)
+    queue.push(large)
+    with pytest.raises(AdmissionRejected, match=r"1 requests of 1011 bytes .* of 1000 bytes may"):
+        queue.check_room()
+    queue.remove(large)
+    queue.check_room()

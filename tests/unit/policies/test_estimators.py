@@ -56,7 +56,12 @@ def test_rates_are_stated_until_measured() -> None:
     assert known.prefill_tokens_per_s == pytest.approx(2_000.0)
     assert known.decode_tokens_per_s == pytest.approx(33.0)
     assert known.usual_batch == 4.0
-    rates.forget("w")
+    rates.rename("w", "v")
+    assert rates.of("v") == known
+    rates.rename("nobody", "v")
+    assert rates.of("v") == known
+    rates.forget("v")
+    assert rates.of("v").prefill_tokens_per_s is None
     assert rates.of("w").prefill_tokens_per_s is None
 
 
@@ -105,8 +110,10 @@ def test_prefix_memory_matches_leading_blocks_only() -> None:
     assert memory.num_matched("w", [1, 2, 9, 3]) == 2
     assert memory.num_matched("w", [2, 3]) == 2
     assert memory.num_matched("other", [1]) == 0
-    memory.forget("w")
-    assert memory.num_matched("w", [1]) == 0
+    memory.rename("w", "v")
+    assert (memory.num_matched("w", [1]), memory.num_matched("v", [1, 2])) == (0, 2)
+    memory.forget("v")
+    assert memory.num_matched("v", [1]) == 0
 
 
 def test_prefix_memory_forgets_leaves_before_their_parents() -> None:
