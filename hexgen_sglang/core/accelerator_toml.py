@@ -34,7 +34,7 @@ def profile_from_toml(text: str, where: str) -> AcceleratorProfile:
 def profile_to_toml(profile: AcceleratorProfile, comment: str = "") -> str:
     """The document that `profile_from_toml` reads back as an equal profile.
 
-    `comment` may have several lines; it comes first.
+    `comment` may have several lines; it comes first. TOML allows no control characters in it.
     """
     raw: dict[str, Any] = msgspec.to_builtins(profile)
     lines = [f"# {line}".rstrip() for line in comment.splitlines()]
@@ -64,10 +64,10 @@ def _check(table: str, row: dict[str, Any]) -> list[str]:
 
 
 def _literal(value: Any) -> str:
-    """A TOML literal; JSON's strings and numbers are TOML's too."""
+    """A TOML literal; JSON's strings and numbers are TOML's too, but for the character DEL."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{name} = {_literal(item)}" for name, item in value.items()) + " }"
-    return msgspec.json.encode(value).decode()
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
 
 
 def _refuse_not_finite(raw: object, where: str, path: str = "") -> None:

@@ -115,7 +115,7 @@ def prepare(args: argparse.Namespace, profile: AcceleratorProfile) -> None:
 
 def _refuse_what_is_not_emulated(args: argparse.Namespace) -> None:
     for name, allowed in _ONLY.items():
-        value = getattr(args, name, None)
+        value = getattr(args, name, allowed[0])
         if value not in allowed:
             raise ConfigError(
                 f"--{name.replace('_', '-')}={value}: must be {allowed[0]} with --hexgen-emulate"
