@@ -35,6 +35,7 @@ class StandInWorker:
         failing: statuses for the next requests, one each.
         dies_after: events after which the next streams break off; 0: before the headers.
         num_tokens: of each answer when the request does not limit it.
+        padding: bytes added to each streamed event; `num_written` events went out so far.
         is_hung: connections are accepted, but /health never answers.
     """
 
@@ -54,6 +55,8 @@ class StandInWorker:
         self.max_running = 16
         self.models = [MODEL]
         self.is_hung = False
+        self.padding = 0
+        self.num_written = 0
         self.url = ""
         self._runner: web.AppRunner | None = None
 
@@ -131,7 +134,10 @@ class StandInWorker:
                 _break(request)
             if number == 1:
                 await self.between.wait()
+            if self.padding:
+                event["padding"] = "x" * self.padding
             await response.write(f"data: {json.dumps(event, separators=(',', ':'))}\n\n".encode())
+            self.num_written += 1
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response

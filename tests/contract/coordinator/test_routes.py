@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -43,6 +44,25 @@ async def test_streams_pass_event_by_event_without_the_usage_that_was_added(
     )
     assert [json.loads(event) for event in events[:-1]] == worker._events(route, sent)
     assert events[-1] == "[DONE]"
+
+
+async def test_a_client_that_reads_slowly_slows_the_worker_and_gets_everything(
+    make_worker: MakeWorker, make_front: MakeFront
+) -> None:
+    worker = await make_worker(num_tokens=200, padding=500_000)
+    front = await make_front(worker)
+    body = {"prompt": "x", "stream": True}
+    async with front.session.post(front.url + "/v1/completions", json=body) as response:
+        assert response.status == 200
+        written, num_same = -1, 0
+        while num_same < 25:  # nothing has moved for half a second
+            await asyncio.sleep(0.02)
+            num_same = num_same + 1 if worker.num_written == written else 0
+            written = worker.num_written
+        assert written < 150
+        raw = await response.read()
+    assert worker.num_written == 201
+    assert raw.count(b"data: ") == 201  # 200 words and [DONE]; the usage event is not shown
 
 
 async def test_the_first_event_comes_before_the_second_is_made(
