@@ -98,31 +98,24 @@ class Dispatcher:
             if not crew.any_open(request.lane):
                 blocked.add(request.lane)
                 continue
+            started_s = time.perf_counter()
             candidates = crew.candidates(request, self._sees_full_workers)
             has_room = any(candidate.has_room for candidate in candidates)
             if not has_room and not request.failed_on:
                 # Smaller requests behind it must not keep the memory from it for ever.
                 blocked.add(request.lane)
                 continue
-            worker = self._decide(request, candidates, crew) if has_room else None
-            if worker is not None:
+            picked = self._policy.pick(request.view, candidates) if has_room else None
+            self._metrics.decided(self._policy_name, picked, time.perf_counter() - started_s)
+            if picked is not None:
                 queue.remove(request)
-                self._place(request, worker, crew)
+                self._place(request, crew.by_id[picked], crew)
                 num_placed += 1
                 continue
             stepped_over += 1
             if stepped_over >= _MAX_STEPPED_OVER:
                 break
         return num_placed
-
-    def _decide(
-        self, request: LiveRequest, candidates: list[Candidate], crew: _Crew
-    ) -> Worker | None:
-        """Ask the policy; measures how long it took."""
-        started_s = time.perf_counter()
-        picked = self._policy.pick(request.view, candidates)
-        self._metrics.decided(self._policy_name, picked, time.perf_counter() - started_s)
-        return None if picked is None else crew.by_id[picked]
 
     def _place(self, request: LiveRequest, worker: Worker, crew: _Crew) -> None:
         """Count the request as in flight there and wake its exchange."""
