@@ -136,18 +136,18 @@ def paired_ratio(
     """
     if [len(values) for values in baseline] != [len(values) for values in system]:
         raise ConfigError("a paired ratio needs the same workflows on both sides")
-    value = _ratio(figure(np.concatenate(baseline)), figure(np.concatenate(system)))
+    value = quotient(figure(np.concatenate(baseline)), figure(np.concatenate(system)))
     samples = block_draws([len(values) for values in baseline], draws, generator)
     ratios = np.empty(draws)
     for draw in range(draws):
         left = [values[index[draw]] for values, index in zip(baseline, samples, strict=True)]
         right = [values[index[draw]] for values, index in zip(system, samples, strict=True)]
-        ratios[draw] = _ratio(figure(np.concatenate(left)), figure(np.concatenate(right)))
+        ratios[draw] = quotient(figure(np.concatenate(left)), figure(np.concatenate(right)))
     tail = (1 - confidence) / 2
     return Interval(value, quantile(ratios, tail), quantile(ratios, 1 - tail), confidence)
 
 
-def _ratio(left: float, right: float) -> float:
+def quotient(left: float, right: float) -> float:
     """Quotient with a defined value where one is 0 or infinite."""
     if left == right:
         return 1.0

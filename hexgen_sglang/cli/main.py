@@ -18,6 +18,7 @@ from hexgen_sglang.core.errors import HexgenError
 
 # name -> (module, one line for --help)
 COMMANDS = {
+    "bench": ("hexgen_sglang.cli.bench", "Compare scheduling systems on one cluster and trace."),
     "ask": ("hexgen_sglang.cli.ask", "Answer a question over a SQLite database."),
     "coordinator": ("hexgen_sglang.cli.coordinator", "Run the coordinator in front of workers."),
     "demo": ("hexgen_sglang.cli.demo", "Two workers, a coordinator and 12 questions, on a CPU."),

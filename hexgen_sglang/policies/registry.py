@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -42,17 +43,34 @@ class PolicyRegistry(Generic[P]):
         Raises:
             ConfigError: unknown name, or a setting that the policy does not have or rejects.
         """
-        factory = self._factories.get(name)
-        if factory is None:
-            known = ", ".join(self)
-            raise ConfigError(f"{self.kind} policy {name!r} is unknown; known: {known}")
+        factory = self._known(name)
         try:
             return factory(**settings)
         except TypeError as error:
             raise ConfigError(f"{self.kind} policy {name!r}: {error}") from error
 
+    def defaults(self, name: str) -> dict[str, float]:
+        """The settings of the policy called `name` with their defaults.
+
+        Raises:
+            ConfigError: unknown name.
+        """
+        factory = self._known(name)
+        return {
+            setting.name: setting.default
+            for setting in inspect.signature(factory).parameters.values()
+            if setting.default is not inspect.Parameter.empty
+        }
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._factories))
+
+    def _known(self, name: str) -> Callable[..., P]:
+        factory = self._factories.get(name)
+        if factory is None:
+            known = ", ".join(self)
+            raise ConfigError(f"{self.kind} policy {name!r} is unknown; known: {known}")
+        return factory
 
     def __contains__(self, name: object) -> bool:
         return name in self._factories

@@ -25,6 +25,12 @@ def served(workload: Workload) -> RunRecord:
     return serve(workload, request_s=1.0)
 
 
+@pytest.fixture(name="serve")
+def serve_fixture() -> Callable[..., RunRecord]:
+    """The function below."""
+    return serve
+
+
 def serve(workload: Workload, request_s: float, system: str = "perfect") -> RunRecord:
     """Records of a run without queues, sent exactly when due."""
     requests, workflows = [], []
