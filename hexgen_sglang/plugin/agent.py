@@ -34,7 +34,8 @@ from hexgen_sglang.transport.interface import WorkerEnd
 log = logging.getLogger(__name__)
 
 _TURN_S = 0.02  # a load or report waits at most this long; also what loads are coalesced over
-_UNREGISTERED_TURN_S = 0.1
+_QUIET_TURN_S = 0.1  # the same when there was no news for a while, or nobody to tell it
+_QUIET_AFTER_S = 1.0
 _RETRY_S = 1.0  # after an error in the agent itself
 _FAREWELL_S = 0.1  # for ZMQ's own thread to put a goodbye on the wire
 _MAX_PER_TURN = 256  # messages, each direction
@@ -116,6 +117,7 @@ class WorkerAgent:
         self._in_hand: WorkerMessage | None = None
         self._sent_load: Load | None = None
         self._sent_load_s = 0.0
+        self._last_news_s = 0.0
         self._num_taken = 0
         self._num_sent = 0
         self._num_commands_dropped = 0
@@ -200,20 +202,30 @@ class WorkerAgent:
             registration.hello_was_sent(now_s)
         if registration.state is LinkState.WELCOMED:
             self._send_load(end, now_s)
-            self._send_reports(end)
+            self._send_reports(end, now_s)
         elif registration.reopen_is_due(now_s):
             self._unanswered.add("the coordinator", "is it running? are endpoint and keys right?")
             self._close()
 
     def _receive(self, end: WorkerEnd) -> None:
-        is_welcomed = self._registration.state is LinkState.WELCOMED
-        timeout_s = _TURN_S if is_welcomed else _UNREGISTERED_TURN_S
+        timeout_s = self._turn_s()
         for _ in range(_MAX_PER_TURN):
             message = end.receive(timeout_s)
             if message is None:
                 return
             timeout_s = 0.0
             self._hear(message)
+
+    def _turn_s(self) -> float:
+        """How long to wait for messages before looking at the scheduler's news again.
+
+        Waking up costs some 0.1 ms of CPU, which many idle workers on one machine feel.
+        """
+        if self._registration.state is not LinkState.WELCOMED:
+            return _QUIET_TURN_S
+        if self._clock() - self._last_news_s < _QUIET_AFTER_S:
+            return _TURN_S
+        return min(_QUIET_TURN_S, self._registration.heartbeat_s / 2)
 
     def _hear(self, message: CoordinatorMessage) -> None:
         before = self._registration.state
@@ -234,10 +246,11 @@ class WorkerAgent:
         waited_s = now_s - self._sent_load_s
         is_news = load != self._sent_load and waited_s >= _TURN_S
         if (is_news or waited_s >= self._registration.heartbeat_s / 2) and self._send(end, load):
+            self._last_news_s = now_s if is_news else self._last_news_s
             self._sent_load = load
             self._sent_load_s = now_s
 
-    def _send_reports(self, end: WorkerEnd) -> None:
+    def _send_reports(self, end: WorkerEnd, now_s: float) -> None:
         """Queued reports in order, until the connection takes no more."""
         for _ in range(_MAX_PER_TURN):
             if self._in_hand is None:
@@ -250,6 +263,7 @@ class WorkerAgent:
                 return
             self._in_hand = None
             self._num_sent += 1
+            self._last_news_s = now_s
 
     def _send(self, end: WorkerEnd, message: WorkerMessage) -> bool:
         """True when the message is done with: sent, or impossible to send."""
@@ -272,6 +286,6 @@ class WorkerAgent:
     def _say_goodbye(self) -> None:
         if self._end is None or self._registration.state is not LinkState.WELCOMED:
             return
-        self._send_reports(self._end)
+        self._send_reports(self._end, self._clock())
         if self._send(self._end, self._goodbye):
             self._end.receive(_FAREWELL_S)

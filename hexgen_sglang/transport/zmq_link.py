@@ -107,6 +107,8 @@ class ZmqWorkerEnd:
                 _set_pair(self._socket, keys.own)
                 self._socket.curve_serverkey = keys.coordinator_public
             self._socket.connect(address)
+            self._poller = zmq.Poller()
+            self._poller.register(self._socket, zmq.POLLIN)
         except zmq.ZMQError as error:
             self.close()
             raise ConfigError(f"endpoint {endpoint!r}: cannot connect: {error}") from error
@@ -124,7 +126,7 @@ class ZmqWorkerEnd:
         """See `WorkerEnd`. None at once after `close`."""
         deadline_s = time.monotonic() + timeout_s
         remaining_s = timeout_s
-        while not self._socket.closed and self._socket.poll(max(0, round(1000 * remaining_s))):
+        while not self._socket.closed and self._poller.poll(max(0, round(1000 * remaining_s))):
             frames = self._socket.recv_multipart(zmq.NOBLOCK)
             try:
                 if len(frames) != 1:
