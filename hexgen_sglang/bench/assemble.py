@@ -10,8 +10,8 @@ import msgspec
 
 from hexgen_sglang.bench import machine
 from hexgen_sglang.bench.figures import load_result, overhead_frac, with_goodput
+from hexgen_sglang.bench.plan import Facts, Plan
 from hexgen_sglang.bench.result import BenchResult
-from hexgen_sglang.bench.run import Facts, Plan
 from hexgen_sglang.core.accelerator import AcceleratorProfile
 
 # What a reader must know to judge the figures; the report prints it as it stands.

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
+from hexgen_sglang.bench.plan import Facts
 from hexgen_sglang.bench.records import RequestRecord, RunRecord
-from hexgen_sglang.bench.run import Facts
 
 _MICROSECONDS = 1e6
 _PLACES = 1_000  # thread ids for each worker

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from hexgen_sglang.bench import plots
 from hexgen_sglang.bench.assemble import REMARKS
+from hexgen_sglang.bench.plan import Facts
 from hexgen_sglang.bench.result import BenchResult, LoadResult
-from hexgen_sglang.bench.run import Facts
 from hexgen_sglang.bench.table import number, ratio, share
 
 

@@ -13,8 +13,9 @@ import typer
 
 from hexgen_sglang.bench.assemble import bench_result, write_json
 from hexgen_sglang.bench.loads import parse_loads
+from hexgen_sglang.bench.plan import Plan, cluster_profiles
 from hexgen_sglang.bench.result import BenchResult
-from hexgen_sglang.bench.run import Plan, cluster_profiles, run_all
+from hexgen_sglang.bench.run import run_all
 from hexgen_sglang.bench.systems import parse_systems
 from hexgen_sglang.bench.table import table
 from hexgen_sglang.cluster.config import load_cluster
@@ -69,6 +70,9 @@ def command(
         int | None, typer.Option(help="Token ids prompts are made of; default: as many as fit.")
     ] = None,
     folder: Annotated[Path, typer.Option(help="Logs and records.")] = Path("runs/bench"),
+    resume: Annotated[
+        bool, typer.Option(help="Take over unbroken runs of an equal plan from the folder.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option(help="Print loads and expected time, and leave.")
     ] = False,
@@ -100,7 +104,7 @@ def command(
         return
     began_s = time.monotonic()
     with termination_raises():
-        facts = run_all(plan, _say)
+        facts = run_all(plan, _say, resume=resume)
     wall_s = time.monotonic() - began_s
     result = bench_result(plan, facts, base, capacity, ["hexgen-sglang", *sys.argv[1:]], wall_s)
     if json is not None:

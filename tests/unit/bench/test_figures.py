@@ -14,9 +14,9 @@ from msgspec.structs import replace
 from hexgen_sglang.bench.assemble import bench_result, write_json
 from hexgen_sglang.bench.figures import load_result, with_goodput
 from hexgen_sglang.bench.loads import Load
+from hexgen_sglang.bench.plan import Facts, Plan
 from hexgen_sglang.bench.records import RunRecord
 from hexgen_sglang.bench.result import BenchResult, RunFacts
-from hexgen_sglang.bench.run import Facts, Plan
 from hexgen_sglang.bench.systems import parse_systems
 from hexgen_sglang.bench.table import table
 from hexgen_sglang.cluster.config import ClusterConfig, WorkerRow

@@ -15,10 +15,10 @@ from msgspec.structs import replace
 from hexgen_sglang.bench import perfetto, plots
 from hexgen_sglang.bench.assemble import bench_result
 from hexgen_sglang.bench.loads import Load
+from hexgen_sglang.bench.plan import Facts, Plan
 from hexgen_sglang.bench.records import RunRecord
 from hexgen_sglang.bench.report import render, write_report
 from hexgen_sglang.bench.result import BenchResult, RunFacts
-from hexgen_sglang.bench.run import Facts, Plan
 from hexgen_sglang.bench.systems import parse_systems
 from hexgen_sglang.cluster.config import ClusterConfig, WorkerRow
 from hexgen_sglang.core.accelerator import AcceleratorProfile

@@ -10,8 +10,9 @@ from hexgen_sglang.bench.dispatchers import coordinator_config
 from hexgen_sglang.bench.engines import Engines, Reading, emulation_between, totals_between
 from hexgen_sglang.bench.laws import EngineTotals
 from hexgen_sglang.bench.loads import Load, parse_loads
-from hexgen_sglang.bench.run import cluster_profiles, read_facts
+from hexgen_sglang.bench.plan import cluster_profiles
 from hexgen_sglang.bench.scaling import scaled_settings
+from hexgen_sglang.bench.store import read_record
 from hexgen_sglang.bench.systems import Engine, parse_system
 from hexgen_sglang.cluster.config import ClusterConfig, WorkerRow
 from hexgen_sglang.coordinator.config import CoordinatorConfig
@@ -110,7 +111,7 @@ def test_profiles_follow_the_cluster_files_order() -> None:
 def test_unreadable_records_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"x\.json"):
-        read_facts(tmp_path / "x.json")
+        read_record(tmp_path / "x.json")
 
 
 def reading(requests: int, busy: float, overhead: float, drift: float) -> Reading:
