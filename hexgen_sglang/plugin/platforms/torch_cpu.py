@@ -62,13 +62,16 @@ class TorchCpuPlatform(_Classes, CpuDeviceMixin, SRTPlatform):  # type: ignore[m
     device_type = "cpu"
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Compute in float32 unless `--dtype` says otherwise.
+        """Compute in float32 unless `--dtype` says otherwise, with the only attention there is.
 
         `auto` would choose bfloat16 or float16, for which CPUs without AMX have no fast
-        matrix product: float16 took 8 times as long over a prompt of 256 tokens.
+        matrix product: float16 took 8 times as long over a prompt of 256 tokens. SGLang's
+        attention for CPUs needs the same missing build of `sgl_kernel` as its platform.
         """
         if server_args.dtype == "auto":
             server_args.dtype = "float32"
+        if server_args.attention_backend in (None, "intel_amx"):
+            server_args.attention_backend = self.get_default_attention_backend()
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"
