@@ -26,7 +26,8 @@ class Call:
 
     Attributes:
         url: base address.
-        request_id: becomes the engine's `rid`.
+        request_id: our name for it, sent as `x-request-id`; the engine's `rid` is its own
+            affair, or the coordinator's.
         input_ids: the prompt.
         output_tokens: exact output length; the end-of-sequence token is ignored.
         tag: workflow, stage and what is left of the budget.
@@ -46,7 +47,6 @@ class Call:
         """
         tag = msgspec.to_builtins(self.tag)
         fields: dict[str, Any] = {
-            "rid": self.request_id,
             "input_ids": self.input_ids.tolist(),
             "stream": True,
             "sampling_params": {
@@ -88,7 +88,9 @@ async def exchange(
     first_byte_s: float | None = None
     try:
         async with session.post(
-            f"{call.url}/generate", data=body, headers={"content-type": "application/json"}
+            f"{call.url}/generate",
+            data=body,
+            headers={"content-type": "application/json", "x-request-id": call.request_id},
         ) as response:
             worker = response.headers.get("x-hexgen-worker-id", "")
             if response.status != 200:

@@ -21,6 +21,7 @@ MAX_DRIFT_FRAC = 0.01
 _CLOCK_S = 0.002
 # A budget is sent in whole milliseconds and reaches the coordinator some time later.
 _BUDGET_SLACK_S = 0.25
+_JUDGED_FROM_S = 5.0
 _QUOTED = 3
 
 
@@ -168,9 +169,14 @@ def broken_deadlines(run: RunRecord, held_s: Mapping[str, float | None]) -> list
 
 
 def broken_emulation(summaries: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The emulated accelerators kept time: `overhead_frac` and `drift_frac` by worker."""
+    """The emulated accelerators kept time: `overhead_frac` and `drift_frac` by worker.
+
+    A worker with less than 5 emulated seconds of steps is not judged: one hiccup would decide.
+    """
     broken = []
     for worker, summary in sorted(summaries.items()):
+        if summary["busy_s"] < _JUDGED_FROM_S:
+            continue
         for field, limit in (
             ("overhead_frac", MAX_OVERHEAD_FRAC),
             ("drift_frac", MAX_DRIFT_FRAC),

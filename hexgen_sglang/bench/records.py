@@ -16,7 +16,7 @@ class RequestRecord(Struct, frozen=True):
     """One LLM call as the driver saw it.
 
     Attributes:
-        request_id: `rid` that was sent; unique.
+        request_id: unique within the run.
         workflow: index of its workflow.
         stage: index of its stage; `stage_name` is that of the tag.
         sibling: index among the stage's requests.

@@ -56,6 +56,8 @@ class Worker:
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        assert "rid" not in body  # a coordinator names requests itself
+        body["rid"] = request.headers["x-request-id"]
         self.bodies.append((asyncio.get_running_loop().time(), body))
         if body["rid"] in self.fail:
             return web.json_response({"error": "no"}, status=self.fail[body["rid"]])

@@ -97,7 +97,9 @@ def test_coordinator_must_hold_the_deadlines_sent(served: RunRecord) -> None:
 
 
 def test_emulation_must_keep_time() -> None:
-    good = {"w": {"overhead_frac": 0.05, "drift_frac": -0.005}}
+    good = {"w": {"busy_s": 90.0, "overhead_frac": 0.05, "drift_frac": -0.005}}
     assert broken_emulation(good) == []
-    bad = {"w": {"overhead_frac": 0.11, "drift_frac": -0.02}}
+    bad = {"w": {"busy_s": 90.0, "overhead_frac": 0.11, "drift_frac": -0.02}}
     assert len(broken_emulation(bad)) == 2
+    hardly_used = {"w": {"busy_s": 4.0, "overhead_frac": 0.5, "drift_frac": 0.0}}
+    assert broken_emulation(hardly_used) == []
