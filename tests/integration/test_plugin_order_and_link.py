@@ -1,0 +1,410 @@
+"""The plugin in a real SGLang server, watched and commanded over a real ZMQ coordinator end.
+
+The server runs one request at a time, so that the order in which waiting requests end is the
+order of its queue. It is started with `sglang serve`; the other tests use launch_server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hexgen_sglang import __version__
+from hexgen_sglang.cluster.ports import free_port
+from hexgen_sglang.cluster.process import ChildProcess, stop_all, wait_ready
+from hexgen_sglang.cluster.worker import WorkerSpec
+from hexgen_sglang.protocol.messages import (
+    LINK_VERSION,
+    Cancel,
+    CoordinatorMessage,
+    Heartbeat,
+    Hello,
+    HelloWanted,
+    Load,
+    PolicySettings,
+    Reprioritise,
+    RequestFinished,
+    StageFinished,
+    Welcome,
+    WorkerMessage,
+)
+from hexgen_sglang.transport.zmq_link import ZmqCoordinatorEnd
+
+pytestmark = pytest.mark.timeout(300)
+WAIT_S = 60.0
+START_TIMEOUT_S = 300.0
+HEARTBEAT_S = 0.5
+LONG = 400  # tokens; some seconds on a CPU
+
+
+class Coordinator:
+    """A coordinator's end in a thread: welcomes workers, keeps what they say, sends commands."""
+
+    def __init__(self) -> None:
+        self.endpoint = f"tcp://127.0.0.1:{free_port()}"
+        self.messages: list[WorkerMessage] = []
+        self._outbox: asyncio.Queue[CoordinatorMessage] = asyncio.Queue()
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._ready.wait(10)
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join(10)
+
+    def send(self, command: CoordinatorMessage) -> None:
+        self._loop.call_soon_threadsafe(self._outbox.put_nowait, command)
+
+    def seen(self, kind: type, since: int = 0) -> list[Any]:
+        return [message for message in self.messages[since:] if isinstance(message, kind)]
+
+    def wait_for(self, what: str, found: Callable[[], Any]) -> Any:
+        deadline_s = time.monotonic() + WAIT_S
+        while not (result := found()):
+            assert time.monotonic() < deadline_s, f"{what}: not seen in {self.messages[-20:]}"
+            time.sleep(0.02)
+        return result
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._task = self._loop.create_task(self._serve())
+        self._ready.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._task)
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        end = ZmqCoordinatorEnd(self.endpoint, None)
+        peers: set[Any] = set()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._receive(end, peers))
+                tasks.create_task(self._beat(end, peers))
+                tasks.create_task(self._command(end, peers))
+        finally:
+            end.close()
+
+    async def _receive(self, end: ZmqCoordinatorEnd, peers: set[Any]) -> None:
+        while True:
+            peer, message = await end.receive()
+            if isinstance(message, Hello):
+                peers.add(peer)
+                await end.send(peer, Welcome(LINK_VERSION, "test", round(1000 * HEARTBEAT_S)))
+            elif peer not in peers:
+                await end.send(peer, HelloWanted())
+            self.messages.append(message)
+
+    async def _beat(self, end: ZmqCoordinatorEnd, peers: set[Any]) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            for peer in peers:
+                await end.send(peer, Heartbeat())
+
+    async def _command(self, end: ZmqCoordinatorEnd, peers: set[Any]) -> None:
+        while True:
+            command = await self._outbox.get()
+            for peer in peers:
+                assert await end.send(peer, command)
+
+
+class Engine:
+    """A linked server that runs one request at a time, and the client's side of it."""
+
+    def __init__(self, spec: WorkerSpec, process: ChildProcess, coordinator: Coordinator) -> None:
+        self.spec = spec
+        self.coordinator = coordinator
+        self.processes = {spec.name: process}
+        self._pool = ThreadPoolExecutor(16)
+        self._num_sent = 0
+
+    def send(self, rid: str, tag: dict[str, Any] | None, num_tokens: int = 4) -> Future[Any]:
+        """POST /generate in a thread; the future holds status and answer."""
+        self._num_sent += 1
+        params: dict[str, Any] = {"max_new_tokens": num_tokens, "ignore_eos": True}
+        if tag is not None:
+            params["custom_params"] = {"hexgen": tag}
+        body = {"text": f"{rid} asks", "rid": rid, "sampling_params": params}
+        return self._pool.submit(post, f"{self.spec.url}/generate", body)
+
+    def occupy(self, rid: str) -> Future[Any]:
+        """Start a long request and wait until it runs, so that later ones wait behind it."""
+        since = len(self.coordinator.messages)
+        future = self.send(rid, {"workflow_id": rid, "budget_ms": 1}, LONG)
+        self.wait_for_load(since, lambda load: load.num_running == 1)
+        return future
+
+    def wait_for_load(self, since: int, holds: Callable[[Load], bool]) -> None:
+        self.coordinator.wait_for(
+            "load", lambda: any(holds(load) for load in self.coordinator.seen(Load, since))
+        )
+
+    def queue(self, requests: list[tuple[str, dict[str, Any] | None]]) -> list[Future[Any]]:
+        """Send requests one after the other, each once the one before is in the queue."""
+        futures = []
+        for number, (rid, tag) in enumerate(requests, start=1):
+            since = len(self.coordinator.messages)
+            futures.append(self.send(rid, tag))
+            self.wait_for_load(since, lambda load, number=number: load.num_waiting == number)
+        return futures
+
+    def ends(self, since: int, num: int) -> list[RequestFinished]:
+        """The next `num` reports of ended requests, in order."""
+        return self.coordinator.wait_for(
+            f"{num} ends",
+            lambda: (ends := self.coordinator.seen(RequestFinished, since))[num - 1 :] and ends,
+        )
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def post(url: str, body: dict[str, Any]) -> tuple[int, Any]:
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            text = answer.read()
+            return answer.status, json.loads(text) if text else None
+    except urllib.error.HTTPError as refused:
+        return refused.code, json.load(refused)
+
+
+def start_engine(spec: WorkerSpec, process: ChildProcess, coordinator: Coordinator) -> Engine:
+    process.start()
+    wait_ready([(process, spec.is_ready)], timeout_s=START_TIMEOUT_S)
+    coordinator.wait_for("hello", lambda: coordinator.seen(Hello))
+    return Engine(spec, process, coordinator)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: str, logs_folder: Any) -> Iterator[Engine]:
+    """`sglang serve --schedule-policy hexgen`, one request at a time, linked."""
+    coordinator = Coordinator()
+    spec = WorkerSpec(
+        name="served",
+        model_path=tiny_model,
+        schedule_policy="hexgen",
+        coordinator_link=coordinator.endpoint,
+        hardware="test-cpu",
+        flags=("--max-running-requests", "1"),
+    )
+    arguments = spec.command()[spec.command().index("sglang.launch_server") + 1 :]
+    sglang = str(Path(sys.executable).with_name("sglang"))
+    command = [sglang, "serve", "--model-type", "llm", *arguments]
+    process = ChildProcess(
+        spec.name, command, env=spec.environment(), log_path=logs_folder / "served.log"
+    )
+    coordinator.start()
+    try:
+        engine = start_engine(spec, process, coordinator)
+        yield engine
+        engine.close()
+    finally:
+        stop_all([process], 3.0)
+        coordinator.stop()
+
+
+def test_the_worker_says_who_it_is(engine: Engine) -> None:
+    hello = engine.coordinator.seen(Hello)[-1]
+    assert (hello.worker_id, hello.url) == ("served", engine.spec.url)
+    assert (hello.hardware, hello.ordering) == ("test-cpu", "least_slack")
+    assert hello.plugin_version == __version__
+    assert hello.sglang_version.startswith("0.5.")
+    assert hello.max_running_requests == 1
+    assert hello.kv_capacity_tokens == 16_384
+    assert hello.model == str(engine.spec.model_path)
+
+
+def test_the_tag_reaches_the_scheduler_and_timings_come_back(engine: Engine) -> None:
+    since = len(engine.coordinator.messages)
+    tag = {"workflow_id": "question-1", "stage": "schema", "budget_ms": 60_000, "siblings": 1}
+    status, answer = engine.send("tagged", tag, num_tokens=6).result()
+    assert status == 200
+    (finished,) = engine.ends(since, 1)
+    assert (finished.request_id, finished.workflow_id) == ("tagged", "question-1")
+    assert (finished.stage, finished.aborted) == ("schema", False)
+    assert finished.prompt_tokens == answer["meta_info"]["prompt_tokens"]
+    assert finished.output_tokens == 6
+    assert 0 <= finished.queue_ms <= finished.ttft_ms <= finished.e2e_ms < 60_000
+    (stage,) = engine.coordinator.wait_for(
+        "stage", lambda: engine.coordinator.seen(StageFinished, since)
+    )
+    assert (stage.workflow_id, stage.stage, stage.num_requests) == ("question-1", "schema", 1)
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+def test_the_tag_comes_through_the_openai_routes(engine: Engine, route: str) -> None:
+    since = len(engine.coordinator.messages)
+    body: dict[str, Any] = {
+        "model": "any",
+        "max_tokens": 3,
+        "custom_params": {"hexgen": {"workflow_id": "question-2", "stage": "vote"}},
+    }
+    body |= (
+        {"messages": [{"role": "user", "content": "hi"}]} if "chat" in route else {"prompt": "hi"}
+    )
+    status, _ = post(engine.spec.url + route, body)
+    assert status == 200
+    (finished,) = engine.ends(since, 1)
+    assert (finished.workflow_id, finished.stage) == ("question-2", "vote")
+
+
+def test_prefix_hits_are_reported(engine: Engine) -> None:
+    since = len(engine.coordinator.messages)
+    text = "SELECT name FROM artists WHERE " * 8
+    for number in (1, 2):
+        body = {"text": text, "rid": f"prefix-{number}", "sampling_params": {"max_new_tokens": 2}}
+        assert post(f"{engine.spec.url}/generate", body)[0] == 200
+    first, second = engine.ends(since, 2)
+    assert second.cached_tokens > first.prompt_tokens // 2
+
+
+def test_a_malformed_tag_is_a_400_that_names_field_value_and_range(engine: Engine) -> None:
+    since = len(engine.coordinator.messages)
+    status, answer = engine.send("bad", {"workflow_id": "w", "budget_ms": 0}).result()
+    assert status == 400
+    message = json.dumps(answer)
+    assert "budget_ms" in message
+    assert ">= 1" in message
+    status, answer = post(
+        f"{engine.spec.url}/v1/chat/completions",
+        {
+            "model": "any",
+            "messages": [{"role": "user", "content": "hi"}],
+            "custom_params": {"hexgen": {"workflow_id": "two words"}},
+        },
+    )
+    assert status == 400
+    assert "workflow_id" in json.dumps(answer)
+    assert engine.coordinator.seen(RequestFinished, since) == []
+
+
+def test_a_tight_deadline_overtakes_a_slack_one_that_came_first(engine: Engine) -> None:
+    since = len(engine.coordinator.messages)
+    futures = [engine.occupy("running")]
+    futures += engine.queue(
+        [
+            ("slack", {"workflow_id": "slack", "budget_ms": 600_000}),
+            ("untagged", None),
+            ("tight", {"workflow_id": "tight", "budget_ms": 2_000}),
+            (
+                "tight-but-short",
+                {"workflow_id": "x", "budget_ms": 20_000, "predicted_remaining_ms": 500},
+            ),
+        ]
+    )
+    ends = engine.ends(since, 5)
+    assert [end.request_id for end in ends] == [
+        "running",
+        "tight",
+        "tight-but-short",
+        "untagged",
+        "slack",
+    ]
+    assert all(future.result()[0] == 200 for future in futures)
+    waited = {end.request_id: end.queue_ms for end in ends}
+    assert waited["slack"] > waited["tight"] > 0
+
+
+def test_a_reprioritised_workflow_moves_forward(engine: Engine) -> None:
+    since = len(engine.coordinator.messages)
+    engine.occupy("running")
+    engine.queue(
+        [
+            ("first", {"workflow_id": "first", "budget_ms": 100_000}),
+            ("moved", {"workflow_id": "moved", "budget_ms": 200_000}),
+        ]
+    )
+    engine.coordinator.send(Reprioritise("moved", 1_000, 0.0))
+    ends = [end.request_id for end in engine.ends(since, 3)]
+    assert ends == ["running", "moved", "first"]
+
+
+def test_cancelling_a_workflow_aborts_its_requests_waiting_and_running(engine: Engine) -> None:
+    since = len(engine.coordinator.messages)
+    running = engine.occupy("cancelled-running")
+    waiting, other = engine.queue(
+        [
+            ("cancelled-waiting", {"workflow_id": "cancelled-running", "budget_ms": 90_000}),
+            ("other", {"workflow_id": "other", "budget_ms": 100_000}),
+        ]
+    )
+    engine.coordinator.send(Cancel("cancelled-running", None))
+    ends = {end.request_id: end for end in engine.ends(since, 3)}
+    assert ends["cancelled-running"].aborted
+    assert ends["cancelled-running"].output_tokens < LONG
+    assert ends["cancelled-waiting"].aborted
+    assert ends["cancelled-waiting"].output_tokens == 0
+    assert not ends["other"].aborted
+    assert other.result()[0] == 200
+    reasons = [
+        answer["meta_info"]["finish_reason"]["type"] if status == 200 else status
+        for status, answer in (running.result(), waiting.result())
+    ]
+    assert reasons == ["abort", "abort"] or 503 in reasons, reasons
+
+
+def test_one_request_can_be_cancelled(engine: Engine) -> None:
+    since = len(engine.coordinator.messages)
+    running = engine.occupy("one")
+    engine.coordinator.send(Cancel(None, "one"))
+    (end,) = engine.ends(since, 1)
+    assert (end.request_id, end.aborted) == ("one", True)
+    running.result()
+
+
+def test_a_request_that_is_aborted_over_http_is_reported_as_aborted(engine: Engine) -> None:
+    since = len(engine.coordinator.messages)
+    running = engine.occupy("left-alone")
+    assert post(f"{engine.spec.url}/abort_request", {"rid": "left-alone"})[0] == 200
+    (end,) = engine.ends(since, 1)
+    assert (end.request_id, end.aborted) == ("left-alone", True)
+    running.result()
+
+
+def test_the_ordering_policy_can_be_switched_and_a_wrong_one_changes_nothing(
+    engine: Engine,
+) -> None:
+    requests = [
+        ("first", {"workflow_id": "first", "budget_ms": 100_000}),
+        ("second", {"workflow_id": "second", "budget_ms": 1_000}),
+    ]
+    try:
+        engine.coordinator.send(PolicySettings("fcfs", {}))
+        engine.coordinator.send(PolicySettings("nonsense", {}))
+        since = len(engine.coordinator.messages)
+        engine.occupy("running")
+        engine.queue(requests)
+        assert [end.request_id for end in engine.ends(since, 3)] == ["running", "first", "second"]
+    finally:
+        engine.coordinator.send(PolicySettings("least_slack", {}))
+    since = len(engine.coordinator.messages)
+    engine.occupy("running")
+    engine.queue(requests)
+    assert [end.request_id for end in engine.ends(since, 3)] == ["running", "second", "first"]
+    log = engine.processes["served"].log_path.read_text(errors="replace")
+    assert "SetOrdering has no effect: ordering policy 'nonsense' is unknown" in log
+
+
+def test_an_idle_engine_reports_that_it_is_idle(engine: Engine) -> None:
+    engine.send("last", None).result()
+    engine.coordinator.wait_for(
+        "idle load",
+        lambda: engine.coordinator.seen(Load)[-1] == Load(0, 0, 0, 0),
+    )
