@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -143,13 +144,26 @@ def coordinator_config(
     )
 
 
-def held_budgets_s(url: str, workflow_ids: list[str]) -> dict[str, float | None]:
-    """The budgets that a coordinator holds, in real seconds from each first request.
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a coordinator tells of the workflows of a run, in real seconds.
 
-    A workflow that it does not know has none.
+    Attributes:
+        budgets_s: by workflow id, from its first request on; None for one it does not know.
+        waits_s: of each request, from its acceptance until it went to a worker.
     """
-    held: dict[str, float | None] = {}
+
+    budgets_s: dict[str, float | None]
+    waits_s: list[float]
+
+
+def ask(url: str, workflow_ids: Sequence[str]) -> Told:
+    """Read every workflow of a run from its coordinator."""
+    told = Told({}, [])
     for workflow_id in workflow_ids:
-        told = fetch_json(f"{url}/workflows/{workflow_id}")
-        held[workflow_id] = told["budget_s"] if told else None
-    return held
+        workflow = fetch_json(f"{url}/workflows/{workflow_id}")
+        told.budgets_s[workflow_id] = workflow["budget_s"] if workflow else None
+        for request in workflow["requests"] if workflow else ():
+            if request["dispatched_s"] is not None:
+                told.waits_s.append(request["dispatched_s"] - request["accepted_s"])
+    return told

@@ -71,6 +71,7 @@ def _figures(
     requests = [request for run in runs for request in run.measured_requests()]
     ttfts = [request.ttft_s for request in requests if request.ttft_s is not None]
     queues = [request.queue_s for request in requests if request.queue_s is not None]
+    waits = [wait for one in facts for wait in one.dispatch_waits_s]
     latency = {name: _finite(figure(seconds)) for name, figure in LATENCY_FIGURES.items()}
     return SystemFigures(
         mean_s=latency["mean"],
@@ -90,6 +91,7 @@ def _figures(
         ttft_p95_s=statistics.quantile(ttfts, 0.95) if ttfts else None,
         queue_mean_s=float(np.mean(queues)) if queues else None,
         queue_p95_s=statistics.quantile(queues, 0.95) if queues else None,
+        dispatch_wait_mean_s=float(np.mean(waits)) if waits else None,
         tokens_per_s=statistics.tokens_per_s(runs),
         utilisation=_utilisation(facts),
         usd_per_1000_workflows=statistics.usd_per_1000_workflows(runs, usd_per_hour),

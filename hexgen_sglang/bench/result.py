@@ -28,6 +28,8 @@ class RunFacts(Struct, frozen=True):
         run: what the driver saw.
         broken: laws that did not hold, as sentences.
         emulation: by worker, see `engines.emulation_between`; {} for real workers.
+        dispatch_waits_s: of each request at the coordinator, before it went to a worker;
+            () without a coordinator.
         wall_s: real seconds, from flush to last reading.
         machine_busy_frac: share of all cores in use meanwhile; None where unknown.
     """
@@ -35,6 +37,7 @@ class RunFacts(Struct, frozen=True):
     run: RunRecord
     broken: tuple[str, ...] = ()
     emulation: dict[str, dict[str, float]] = {}
+    dispatch_waits_s: tuple[float, ...] = ()
     wall_s: float = 0.0
     machine_busy_frac: float | None = None
 
@@ -45,9 +48,10 @@ class SystemFigures(Struct, frozen=True):
     `mean_s` to `p99_s`: workflow latency. `attainment`: by deadline scale. `scale_at_95`,
     `scale_at_99`: smallest scale with that attainment. `deadline_attainment`: of the
     deadlines that were sent. `ttft`, `queue`: mean and P95 over requests, queue as the engine
-    tells. `utilisation`: emulated step time / length of the run for emulated workers, else
-    the share of it with a request in flight. `ratios`: against the baseline, above 1 is
-    better; keys "mean", "p50", "p95", "p99", "goodput".
+    tells. `dispatch_wait_mean_s`: at our coordinator, before that. `utilisation`: emulated
+    step time / length of the run for emulated workers, else the share of it with a request
+    in flight. `ratios`: against the baseline, above 1 is better; keys "mean", "p50", "p95",
+    "p99", "goodput".
     """
 
     mean_s: float | None
@@ -65,6 +69,7 @@ class SystemFigures(Struct, frozen=True):
     ttft_p95_s: float | None
     queue_mean_s: float | None
     queue_p95_s: float | None
+    dispatch_wait_mean_s: float | None
     tokens_per_s: dict[str, float]
     utilisation: dict[str, float]
     usd_per_1000_workflows: float | None

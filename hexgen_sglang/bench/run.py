@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hexgen_sglang.bench import laws, machine
-from hexgen_sglang.bench.dispatchers import dispatching, held_budgets_s
+from hexgen_sglang.bench.dispatchers import Told, ask, dispatching
 from hexgen_sglang.bench.engines import Engines, emulation_between, totals_between
 from hexgen_sglang.bench.loads import Load
 from hexgen_sglang.bench.plan import Facts, Plan
@@ -130,11 +130,9 @@ def _run_one(plan: Plan, engines: Engines, system: System, workload: Workload) -
         coordinator_url,
     ):
         run = asyncio.run(Replay(system.name, workload, target, tokens, settings).run())
-        held = (
-            held_budgets_s(coordinator_url, [planned.workflow_id for planned in workload.workflows])
-            if coordinator_url
-            else None
-        )
+        told: Told | None = None
+        if coordinator_url:
+            told = ask(coordinator_url, [planned.workflow_id for planned in workload.workflows])
     engines.check()
     after = engines.read()
     emulation = emulation_between(before, after)
@@ -142,12 +140,13 @@ def _run_one(plan: Plan, engines: Engines, system: System, workload: Workload) -
         *laws.broken_laws(workload, run),
         *laws.broken_engine_totals(run, totals_between(before, after)),
         *laws.broken_emulation(emulation),
-        *(laws.broken_deadlines(run, held) if held is not None else ()),
+        *(laws.broken_deadlines(run, told.budgets_s) if told else ()),
     ]
     return RunFacts(
         run=run,
         broken=tuple(broken),
         emulation=emulation,
+        dispatch_waits_s=tuple(wait * plan.time_scale for wait in told.waits_s) if told else (),
         wall_s=time.monotonic() - began_s,
         machine_busy_frac=machine.busy_frac(ticks, machine.cpu_ticks()),
     )

@@ -14,7 +14,8 @@ _HEADER = (
     "scale 95%",
     "scale 99%",
     "TTFT P95",
-    "queue mean",
+    "engine queue",
+    "central queue",
     "prefix hit",
     "busy",
     "$/1000",
@@ -26,7 +27,7 @@ def table(result: BenchResult, load: LoadResult) -> str:
     """One load: a line for each system.
 
     `met`: deadlines met; `busy`: mean utilisation; `P95 ratio`: the baseline's P95 divided by
-    the system's, with its 95 % interval: above 1 is better.
+    the system's, with its 95 % interval: above 1 is better; queues: mean seconds.
     """
     rows = [_HEADER, *(_row(name, figures) for name, figures in load.systems.items())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
@@ -54,6 +55,7 @@ def _row(name: str, figures: SystemFigures) -> tuple[str, ...]:
         number(figures.scale_at_99, 2),
         number(figures.ttft_p95_s, 2),
         number(figures.queue_mean_s, 2),
+        number(figures.dispatch_wait_mean_s, 2),
         share(figures.prefix_hit_frac),
         share(sum(busy) / len(busy) if busy else None),
         number(figures.usd_per_1000_workflows),
