@@ -1,4 +1,8 @@
-"""Hook of `SenderWrapper`, in each scheduler process of a server with a coordinator."""
+"""Hook of `SenderWrapper`, in each scheduler process of a server with a coordinator.
+
+With SGLang's Rust front (SGLANG_RUST_SERVER) abort notices take another way: requests that are
+aborted in the queue are not reported there.
+"""
 
 from __future__ import annotations
 

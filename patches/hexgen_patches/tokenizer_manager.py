@@ -1,4 +1,8 @@
-"""Hook of `TokenizerManager`, in the process that serves HTTP."""
+"""Hooks of `TokenizerManager`, in the process that serves HTTP.
+
+SGLang loads no plugins in the additional processes of --tokenizer-worker-num, and its Rust front
+has no TokenizerManager: a malformed tag gets through there and is best effort in the scheduler.
+"""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ from hexgen_sglang.protocol.messages import (
     LINK_VERSION,
     Cancel,
     CoordinatorMessage,
+    Goodbye,
     Heartbeat,
     Hello,
     HelloWanted,
@@ -193,7 +194,7 @@ def start_engine(spec: WorkerSpec, process: ChildProcess, coordinator: Coordinat
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_model: str, logs_folder: Any) -> Iterator[Engine]:
+def engine(tiny_model: str, logs_folder: Path) -> Iterator[Engine]:
     """`sglang serve --schedule-policy hexgen`, one request at a time, linked."""
     coordinator = Coordinator()
     spec = WorkerSpec(
@@ -408,3 +409,40 @@ def test_an_idle_engine_reports_that_it_is_idle(engine: Engine) -> None:
         "idle load",
         lambda: engine.coordinator.seen(Load)[-1] == Load(0, 0, 0, 0),
     )
+
+
+def test_a_worker_that_is_stopped_says_goodbye(engine: Engine) -> None:
+    """Last, since the server is gone afterwards; SGLang takes some seconds to stop in order."""
+    engine.processes["served"].stop(grace_s=60.0)
+    assert isinstance(engine.coordinator.messages[-1], Goodbye)
+
+
+def test_a_server_with_sglangs_own_policy_reports_and_keeps_its_order(
+    tiny_model: str, logs_folder: Path
+) -> None:
+    coordinator = Coordinator()
+    flags = ("--max-running-requests", "1", "--hexgen-coordinator", coordinator.endpoint)
+    spec = WorkerSpec(name="fcfs", model_path=tiny_model, schedule_policy="fcfs", flags=flags)
+    process = spec.process(logs_folder)
+    coordinator.start()
+    try:
+        engine = start_engine(spec, process, coordinator)
+        hello = coordinator.seen(Hello)[-1]
+        assert (hello.ordering, hello.url) == ("fcfs", spec.url)
+        assert hello.worker_id.endswith(f":{spec.port}")
+        since = len(coordinator.messages)
+        engine.occupy("running")
+        engine.queue(
+            [
+                ("slack", {"workflow_id": "slack", "budget_ms": 600_000}),
+                ("tight", {"workflow_id": "tight", "budget_ms": 1}),
+            ]
+        )
+        coordinator.send(Reprioritise("tight", 1, 0.0))
+        assert [end.request_id for end in engine.ends(since, 3)] == ["running", "slack", "tight"]
+        log = process.log_path.read_text(errors="replace")
+        assert "SetDeadline has no effect: this server's --schedule-policy is not hexgen" in log
+        engine.close()
+    finally:
+        stop_all([process], 3.0)
+        coordinator.stop()
