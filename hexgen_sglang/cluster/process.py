@@ -203,9 +203,11 @@ def wait_ready(
 
 
 def _last_telling_line(child: ChildProcess) -> str:
-    """The newest line of the log that is not a continuation of another one; "" for none."""
-    lines = child.log_tail().splitlines()
-    return next((line for line in reversed(lines) if line and not line[0].isspace()), "")
+    """The newest line of the log that is no warning and no continuation; "" for none."""
+    for line in reversed(child.log_tail().splitlines()):
+        if line and not line[0].isspace() and "Warning" not in line:
+            return line
+    return ""
 
 
 def _raise_if_left(children: Sequence[ChildProcess], left: Sequence[int]) -> None:

@@ -15,10 +15,12 @@ from markupsafe import Markup
 from hexgen_sglang.demo.report import Report, WorkflowEntry
 
 OUTCOME_WORDS = {
-    "sql_error": "refused by the database",
+    "empty": "ran, no rows",
+    "no_valid_sql": "none that runs",
     "no_sql": "none was written",
-    "error": "unhandled error",
+    "model_failed": "requests failed",
 }
+RAN = ("rows", "empty")
 
 
 def render_page(report: Report) -> str:
@@ -57,16 +59,16 @@ def tiles(report: Report) -> list[dict[str, str]]:
         ("whole run", _seconds(report.duration_s)),
         ("LLM requests", _count(len(requests))),
         ("prompt tokens from cache", f"{100 * cached / prompt:.0f} %" if prompt else "-"),
-        ("questions whose SQL ran", f"{sum(f.outcome == 'rows' for f in flows)} of {len(flows)}"),
+        ("questions whose SQL ran", f"{sum(f.outcome in RAN for f in flows)} of {len(flows)}"),
     ]
     return [{"label": label, "figure": figure} for label, figure in figures]
 
 
 def outcome_words(flow: WorkflowEntry) -> str:
     """What came of a question's SQL, in words."""
-    if flow.outcome != "rows":
-        return OUTCOME_WORDS.get(flow.outcome, flow.outcome)
-    words = f"{_count(flow.num_rows)} row" + ("" if flow.num_rows == 1 else "s")
+    words = OUTCOME_WORDS.get(flow.outcome, flow.outcome)
+    if flow.outcome == "rows":
+        words = f"{_count(flow.num_rows)} row" + ("" if flow.num_rows == 1 else "s")
     if flow.is_right is None:
         return words
     return f"{words}, {'right' if flow.is_right else 'not the right ones'}"

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from msgspec import Struct
 
 REPORT_VERSION = 1
+FAILED_OUTCOMES = ("model_failed",)
 
 
 class RequestEntry(Struct, frozen=True):
@@ -43,10 +45,13 @@ class WorkflowEntry(Struct, frozen=True):
     """One question: when it was asked, what came of it, and every request it took.
 
     Attributes:
-        outcome: "rows" (the SQL ran; `num_rows` says how many), "sql_error" (the database
-            refused it), "no_sql" (the model wrote none) or "error" (unhandled; `detail`).
-        detail: the error's text, or "".
+        outcome: "rows", "empty" (the SQL ran), "no_valid_sql" (the database took none of
+            it), "no_sql" (the model wrote none) or "model_failed" (no request for a candidate was
+            answered); only the last makes the run a failure.
+        detail: for an outcome without rows: what went wrong, in one line; else "".
         is_right: whether the rows equal those of the gold SQL; None when not compared.
+        skipped: stages that the agent left out because the deadline had passed.
+        notes: SQL that did not run and requests that were not answered, one line each.
     """
 
     workflow_id: str
@@ -60,6 +65,8 @@ class WorkflowEntry(Struct, frozen=True):
     detail: str
     num_rows: int | None
     is_right: bool | None
+    skipped: list[str]
+    notes: list[str]
     stages: list[RequestEntry]
 
     def total(self, field: str) -> int:
@@ -68,7 +75,10 @@ class WorkflowEntry(Struct, frozen=True):
 
 
 class WorkerEntry(Struct, frozen=True):
-    """One worker, and its share of the run. `busy_s`: seconds with at least one request."""
+    """One worker, and its share of the run.
+
+    `busy_s`: seconds with at least one request; `model`: last part of its name or folder.
+    """
 
     worker_id: str
     url: str
@@ -116,6 +126,8 @@ class WorkflowFacts:
     detail: str
     num_rows: int | None
     is_right: bool | None
+    skipped: Sequence[str]
+    notes: Sequence[str]
     record: Mapping[str, Any] | None
 
 
@@ -135,7 +147,8 @@ def build_report(
     """
     entries = [_workflow_entry(facts) for facts in workflows]
     requests = [request for entry in entries for request in entry.stages]
-    worker_entries = [_worker_entry(row, requests) for row in workers]
+    rows = sorted(workers, key=lambda row: str(row["worker_id"]))
+    worker_entries = [_worker_entry(row, requests) for row in rows]
     return Report(
         workers=worker_entries,
         workflows=entries,
@@ -160,6 +173,8 @@ def _workflow_entry(facts: WorkflowFacts) -> WorkflowEntry:
         detail=facts.detail,
         num_rows=facts.num_rows,
         is_right=facts.is_right,
+        skipped=list(facts.skipped),
+        notes=list(facts.notes),
         stages=sorted(requests, key=lambda request: (request.start_s, request.sibling_index)),
     )
 
@@ -197,7 +212,7 @@ def _worker_entry(row: Mapping[str, Any], requests: Sequence[RequestEntry]) -> W
         worker_id=row["worker_id"],
         url=row["url"],
         hardware=row["hardware"],
-        model=row["model"],
+        model=PurePath(row["model"] or "").name,
         sglang_version=row["sglang_version"],
         num_requests=len(mine),
         prompt_tokens=sum(request.prompt_tokens or 0 for request in mine),
@@ -225,8 +240,8 @@ def _failures(workflows: Sequence[WorkflowEntry], workers: Sequence[WorkerEntry]
     if not workers:
         failures.append("the coordinator knows no worker")
     for entry in workflows:
-        if entry.outcome == "error":
-            failures.append(f"workflow {entry.workflow_id}: {entry.detail or 'unhandled error'}")
+        if entry.outcome in FAILED_OUTCOMES:
+            failures.append(f"workflow {entry.workflow_id}: {entry.detail or entry.outcome}")
         elif not entry.stages:
             failures.append(f"workflow {entry.workflow_id}: the coordinator saw no request of it")
     failures += [

@@ -45,6 +45,8 @@ def facts(workflow_id: str = "w1", started_s: float = 2.0, **more: Any) -> Workf
         "detail": "",
         "num_rows": 1,
         "is_right": None,
+        "skipped": (),
+        "notes": (),
         "record": {
             "requests": [
                 request("link_schema", "worker-0", 0.0, 4.0),
@@ -135,7 +137,7 @@ def test_a_request_that_never_left_the_queue_has_no_worker() -> None:
         outcome="failed",
     )
     record = {"requests": [unsent], "met_deadline": False, "e2e_s": 3.0}
-    report = report_of(facts(record=record, outcome="error", detail="HTTP 503"))
+    report = report_of(facts(record=record, outcome="model_failed", detail="HTTP 503"))
     (stage,) = report.workflows[0].stages
     assert stage.worker is None
     assert stage.e2e_s == 3.0
@@ -146,8 +148,8 @@ def test_a_request_that_never_left_the_queue_has_no_worker() -> None:
 @pytest.mark.parametrize(
     ("workflows", "workers", "reason"),
     [
-        ([facts(outcome="error", detail="boom")], ("worker-0", "worker-1"), "w1: boom"),
-        ([facts(outcome="error")], ("worker-0", "worker-1"), "w1: unhandled error"),
+        ([facts(outcome="model_failed", detail="boom")], ("worker-0", "worker-1"), "w1: boom"),
+        ([facts(outcome="model_failed")], ("worker-0", "worker-1"), "w1: model_failed"),
         ([facts(), facts("w2", record=None)], ("worker-0", "worker-1"), "w2: the coordinator saw"),
         ([facts()], ("worker-0", "worker-1", "idle"), "worker idle was not used"),
         ([facts()], (), "knows no worker"),
@@ -160,7 +162,7 @@ def test_what_makes_a_run_a_failure(workflows: Any, workers: Any, reason: str) -
     assert "This run failed" in render_page(report)
 
 
-@pytest.mark.parametrize("outcome", ["rows", "sql_error", "no_sql"])
+@pytest.mark.parametrize("outcome", ["rows", "empty", "no_valid_sql", "no_sql"])
 def test_poor_sql_is_no_failure(outcome: str) -> None:
     assert report_of(facts(outcome=outcome)).failures == []
 
