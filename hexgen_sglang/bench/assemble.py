@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from hexgen_sglang.bench import machine
-from hexgen_sglang.bench.figures import load_result, overhead_frac, with_goodput
 from hexgen_sglang.bench.plan import Facts, Plan
-from hexgen_sglang.bench.result import BenchResult
 from hexgen_sglang.core.accelerator import AcceleratorProfile
+from hexgen_sglang.results.figures import load_result, overhead_frac, with_goodput
+from hexgen_sglang.results.schema import BenchResult
 
 # What a reader must know to judge the figures; the report prints it as it stands.
 REMARKS = (

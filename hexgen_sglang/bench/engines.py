@@ -19,7 +19,6 @@ from typing import Any
 
 import msgspec
 
-from hexgen_sglang.bench.laws import EngineTotals
 from hexgen_sglang.bench.systems import Engine
 from hexgen_sglang.cluster.config import ClusterConfig, WorkerRow, worker_specs
 from hexgen_sglang.cluster.ports import free_port
@@ -28,6 +27,7 @@ from hexgen_sglang.cluster.running import STARTS_AT_ONCE
 from hexgen_sglang.cluster.worker import READY_TIMEOUT_S, WorkerSpec
 from hexgen_sglang.core.errors import ConfigError, ProcessError
 from hexgen_sglang.policies.ordering import ORDERING
+from hexgen_sglang.results.laws import EngineTotals
 
 # Longer than any answer: one event with the first token, one with the rest. Events for each
 # token would cost more CPU than the schedulers themselves.

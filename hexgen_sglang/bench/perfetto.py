@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from hexgen_sglang.bench.plan import Facts
-from hexgen_sglang.bench.records import RequestRecord, RunRecord
+from hexgen_sglang.results.records import RequestRecord, RunRecord
 
 _MICROSECONDS = 1e6
 _PLACES = 1_000  # thread ids for each worker

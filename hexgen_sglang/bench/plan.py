@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hexgen_sglang.bench.loads import Load
-from hexgen_sglang.bench.result import RunFacts
 from hexgen_sglang.bench.systems import System
 from hexgen_sglang.cluster.config import ClusterConfig
 from hexgen_sglang.core.accelerator import AcceleratorProfile
 from hexgen_sglang.core.accelerator_toml import profile_from_toml
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.results.schema import RunFacts
 from hexgen_sglang.workload.plan import WorkloadSettings
 from hexgen_sglang.workload.trace import Trace
 

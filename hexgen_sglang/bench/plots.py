@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from hexgen_sglang.bench import statistics
-from hexgen_sglang.bench.records import RunRecord
-from hexgen_sglang.bench.result import RunFacts
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.results import statistics
+from hexgen_sglang.results.records import RunRecord
+from hexgen_sglang.results.schema import RunFacts
 
 Runs = Mapping[str, Sequence[RunFacts]]
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import aiohttp
 
 from hexgen_sglang.bench.exchange import Answer, Call, exchange
-from hexgen_sglang.bench.records import COMPLETED, RequestRecord, RunRecord, WorkflowRecord
 from hexgen_sglang.bench.targets import Destination, Target
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.protocol.tag import EngineTag
+from hexgen_sglang.results.records import COMPLETED, RequestRecord, RunRecord, WorkflowRecord
 from hexgen_sglang.workload.plan import PlannedWorkflow, Workload
 from hexgen_sglang.workload.prefixes import TokenSource
 from hexgen_sglang.workload.trace import TraceRequest

@@ -15,8 +15,8 @@ from markupsafe import Markup
 from hexgen_sglang.bench import plots
 from hexgen_sglang.bench.assemble import REMARKS
 from hexgen_sglang.bench.plan import Facts
-from hexgen_sglang.bench.result import BenchResult, LoadResult
-from hexgen_sglang.bench.table import number, ratio, share
+from hexgen_sglang.results.schema import BenchResult, LoadResult
+from hexgen_sglang.results.table import number, ratio, share
 
 
 def write_report(result: BenchResult, facts: Facts, path: Path) -> None:

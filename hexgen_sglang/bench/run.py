@@ -13,16 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hexgen_sglang.bench import laws, machine
+from hexgen_sglang.bench import machine
 from hexgen_sglang.bench.dispatchers import Told, ask, dispatching
 from hexgen_sglang.bench.engines import Engines, emulation_between, totals_between
 from hexgen_sglang.bench.loads import Load
 from hexgen_sglang.bench.plan import Facts, Plan
 from hexgen_sglang.bench.replay import Replay, ReplaySettings
-from hexgen_sglang.bench.result import RunFacts
 from hexgen_sglang.bench.store import RecordStore
 from hexgen_sglang.bench.systems import Engine, Place, System
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.results import laws
+from hexgen_sglang.results.schema import RunFacts
 from hexgen_sglang.workload.plan import Workload, build_workload
 from hexgen_sglang.workload.prefixes import TokenSource
 

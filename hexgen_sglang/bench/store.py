@@ -15,9 +15,9 @@ from msgspec import Struct
 from hexgen_sglang.bench import machine
 from hexgen_sglang.bench.loads import Load
 from hexgen_sglang.bench.plan import Plan
-from hexgen_sglang.bench.result import RunFacts
 from hexgen_sglang.bench.systems import System
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.results.schema import RunFacts
 
 
 class RecordFile(Struct, frozen=True):

@@ -14,13 +14,13 @@ import typer
 from hexgen_sglang.bench.assemble import bench_result, write_json
 from hexgen_sglang.bench.loads import parse_loads
 from hexgen_sglang.bench.plan import Plan, cluster_profiles
-from hexgen_sglang.bench.result import BenchResult
 from hexgen_sglang.bench.run import run_all
 from hexgen_sglang.bench.systems import parse_systems
-from hexgen_sglang.bench.table import table
 from hexgen_sglang.cluster.config import load_cluster
 from hexgen_sglang.cluster.signals import termination_raises
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.results.schema import BenchResult
+from hexgen_sglang.results.table import table
 from hexgen_sglang.workload.arrivals import Arrivals
 from hexgen_sglang.workload.capacity import capacity_per_s
 from hexgen_sglang.workload.formats import load_trace

@@ -11,11 +11,11 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from hexgen_sglang.bench.laws import broken_laws
-from hexgen_sglang.bench.records import RunRecord
 from hexgen_sglang.bench.replay import Replay, ReplaySettings
 from hexgen_sglang.bench.targets import OneUrl, WorkersInTurn
 from hexgen_sglang.protocol.tag import tag_from_body
+from hexgen_sglang.results.laws import broken_laws
+from hexgen_sglang.results.records import RunRecord
 from hexgen_sglang.workload.plan import PlannedWorkflow, Workload, WorkloadSettings
 from hexgen_sglang.workload.prefixes import TokenSource, prompts_of
 from hexgen_sglang.workload.trace import (

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from hexgen_sglang.bench.records import COMPLETED
-from hexgen_sglang.bench.result import BenchResult
 from hexgen_sglang.bench.store import read_record
 from hexgen_sglang.core.strict import convert
+from hexgen_sglang.results.records import COMPLETED
+from hexgen_sglang.results.schema import BenchResult
 from hexgen_sglang.workload.formats import jsonl
 from hexgen_sglang.workload.prefixes import CONTEXT
 from hexgen_sglang.workload.trace import (

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hexgen_sglang.bench import statistics
+from hexgen_sglang.results import statistics
 
 VALUES = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=60)
 SHARES = st.floats(0.01, 1.0)

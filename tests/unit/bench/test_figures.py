@@ -12,15 +12,15 @@ import pytest
 from msgspec.structs import replace
 
 from hexgen_sglang.bench.assemble import bench_result, write_json
-from hexgen_sglang.bench.figures import load_result, with_goodput
 from hexgen_sglang.bench.loads import Load
 from hexgen_sglang.bench.plan import Facts, Plan
-from hexgen_sglang.bench.records import RunRecord
-from hexgen_sglang.bench.result import BenchResult, RunFacts
 from hexgen_sglang.bench.systems import parse_systems
-from hexgen_sglang.bench.table import table
 from hexgen_sglang.cluster.config import ClusterConfig, WorkerRow
 from hexgen_sglang.core.accelerator import AcceleratorProfile
+from hexgen_sglang.results.figures import load_result, with_goodput
+from hexgen_sglang.results.records import RunRecord
+from hexgen_sglang.results.schema import BenchResult, RunFacts
+from hexgen_sglang.results.table import table
 from hexgen_sglang.workload.plan import Workload
 
 Serve = Callable[..., RunRecord]

@@ -16,12 +16,12 @@ from hexgen_sglang.bench import perfetto, plots
 from hexgen_sglang.bench.assemble import bench_result
 from hexgen_sglang.bench.loads import Load
 from hexgen_sglang.bench.plan import Facts, Plan
-from hexgen_sglang.bench.records import RunRecord
 from hexgen_sglang.bench.report import render, write_report
-from hexgen_sglang.bench.result import BenchResult, RunFacts
 from hexgen_sglang.bench.systems import parse_systems
 from hexgen_sglang.cluster.config import ClusterConfig, WorkerRow
 from hexgen_sglang.core.accelerator import AcceleratorProfile
+from hexgen_sglang.results.records import RunRecord
+from hexgen_sglang.results.schema import BenchResult, RunFacts
 from hexgen_sglang.workload.plan import Workload
 
 Serve = Callable[..., RunRecord]

@@ -8,7 +8,6 @@ import pytest
 
 from hexgen_sglang.bench.dispatchers import coordinator_config
 from hexgen_sglang.bench.engines import Engines, Reading, emulation_between, totals_between
-from hexgen_sglang.bench.laws import EngineTotals
 from hexgen_sglang.bench.loads import Load, parse_loads
 from hexgen_sglang.bench.plan import cluster_profiles
 from hexgen_sglang.bench.scaling import scaled_settings
@@ -18,6 +17,7 @@ from hexgen_sglang.cluster.config import ClusterConfig, WorkerRow
 from hexgen_sglang.coordinator.config import CoordinatorConfig
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.policies.dispatch import DISPATCH
+from hexgen_sglang.results.laws import EngineTotals
 
 
 def test_loads_are_rates_or_shares_of_the_capacity() -> None:

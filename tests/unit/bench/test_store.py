@@ -12,13 +12,13 @@ import pytest
 
 from hexgen_sglang.bench.loads import Load
 from hexgen_sglang.bench.plan import Plan
-from hexgen_sglang.bench.records import RunRecord
-from hexgen_sglang.bench.result import RunFacts
 from hexgen_sglang.bench.run import run_all
 from hexgen_sglang.bench.store import RecordStore
 from hexgen_sglang.bench.systems import parse_system, parse_systems
 from hexgen_sglang.cluster.config import ClusterConfig, WorkerRow
 from hexgen_sglang.core.accelerator import AcceleratorProfile
+from hexgen_sglang.results.records import RunRecord
+from hexgen_sglang.results.schema import RunFacts
 from hexgen_sglang.workload.formats import load_trace
 from hexgen_sglang.workload.plan import Workload
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hexgen_sglang.bench.records import COMPLETED, RunRecord
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.results.records import COMPLETED, RunRecord
 
 Values = NDArray[np.float64]
 

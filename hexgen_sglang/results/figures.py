@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from hexgen_sglang.bench import statistics
-from hexgen_sglang.bench.records import RunRecord
-from hexgen_sglang.bench.result import LoadResult, Ratio, RunFacts, SystemFigures
-from hexgen_sglang.bench.statistics import Interval, Values
+from hexgen_sglang.results import statistics
+from hexgen_sglang.results.records import RunRecord
+from hexgen_sglang.results.schema import LoadResult, Ratio, RunFacts, SystemFigures
+from hexgen_sglang.results.statistics import Interval, Values
 from hexgen_sglang.workload.streams import Subsystem, stream
 
 Runs = Mapping[str, Sequence[RunFacts]]

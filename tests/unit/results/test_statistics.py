@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from hexgen_sglang.bench import statistics
-from hexgen_sglang.bench.records import RequestRecord, RunRecord, WorkflowRecord
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.results import statistics
+from hexgen_sglang.results.records import RequestRecord, RunRecord, WorkflowRecord
 
 
 def request(

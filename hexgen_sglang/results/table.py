@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hexgen_sglang.bench.result import BenchResult, LoadResult, Ratio, SystemFigures
+from hexgen_sglang.results.schema import BenchResult, LoadResult, Ratio, SystemFigures
 
 _HEADER = (
     "system",

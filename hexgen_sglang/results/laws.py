@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hexgen_sglang.bench.records import COMPLETED, RequestRecord, RunRecord
-from hexgen_sglang.bench.statistics import driver_lag_frac
+from hexgen_sglang.results.records import COMPLETED, RequestRecord, RunRecord
+from hexgen_sglang.results.statistics import driver_lag_frac
 from hexgen_sglang.workload.plan import Workload
 
 MAX_DRIVER_LAG_FRAC = 0.02

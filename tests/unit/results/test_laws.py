@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
-from hexgen_sglang.bench.laws import (
+from hexgen_sglang.results.laws import (
     EngineTotals,
     broken_deadlines,
     broken_emulation,
     broken_engine_totals,
     broken_laws,
 )
-from hexgen_sglang.bench.records import RequestRecord, RunRecord
+from hexgen_sglang.results.records import RequestRecord, RunRecord
 from hexgen_sglang.workload.plan import Workload
 
 

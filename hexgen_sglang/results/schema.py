@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from hexgen_sglang.bench.records import RunRecord
+from hexgen_sglang.results.records import RunRecord
 
 
 class Ratio(Struct, frozen=True):
