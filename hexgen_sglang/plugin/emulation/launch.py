@@ -17,7 +17,7 @@ from hexgen_sglang.plugin.platforms import TORCH_CPU
 
 DEFAULT_CONTEXT_TOKENS = 32_768
 # SGLang's scheduler needs 1.9 to 2.5 ms of one 2 GHz core for a step of 1 to 16 requests
-# (launch/bench/emulated_step.py). The overlap schedule hides that behind the running step only
+# (launch/bench/emulated_workers.py). The overlap schedule hides that behind the running step only
 # while steps are longer, with room for the rest of a busy machine.
 SHORTEST_STEP_S = 0.004
 
