@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("smollm2")
-    write_default_model(folder)
-    return folder
+def folder() -> Iterator[Path]:
+    # Not pytest's own temporary folder, of which it keeps three: this one takes 540 MB.
+    with tempfile.TemporaryDirectory() as folder:
+        write_default_model(Path(folder))
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
