@@ -71,7 +71,7 @@ def _router(system: System, engines: Engines, folder: Path) -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [
-        *(sys.executable, "-P", "-m", "sglang_router.launch_router"),
+        *(sys.executable, "-P", "-m", "hexgen_sglang.bench.router_process"),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--worker-urls", *engines.urls.values()),
         *("--policy", system.dispatch),
