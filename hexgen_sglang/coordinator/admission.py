@@ -71,9 +71,15 @@ def admit(parts: Parts, incoming: IncomingRequest) -> LiveRequest:
     return request
 
 
+_ANY_MODEL = "default"
+
+
 def _lane(known: dict[str, dict[str, object]], model: str | None) -> str:
-    """Which served model is meant: its name, or "" for whatever the first worker serves."""
-    if model is None:
+    """Which served model is meant: its name, or "" for whatever the first worker serves.
+
+    "default" means the same as no name, as it does in SGLang's own examples.
+    """
+    if model is None or (model == _ANY_MODEL and model not in known):
         if len(known) <= 1:
             return next(iter(known), "")
         listing = ", ".join(sorted(known))

@@ -209,6 +209,20 @@ async def test_a_workers_refusal_passes_unchanged(
     assert len(worker.seen) == 1
 
 
+async def test_model_default_means_the_only_one_that_is_served(
+    make_front: MakeFront, make_worker: MakeWorker
+) -> None:
+    only = await make_worker(models=["small"])
+    front = await make_front(only)
+    body = {"prompt": "x", "model": "default"}
+    status, _ = await front.call("POST", "/v1/completions", body)
+    assert (status, len(only.seen)) == (200, 1)
+
+    front = await make_front(only, await make_worker(models=["large"]))
+    status, answer = await front.call("POST", "/v1/completions", body)
+    assert (status, answer["error"]["message"]) == (400, "model: must be one of large, small")
+
+
 async def test_models_of_all_workers_are_listed_and_requests_find_theirs(
     make_worker: MakeWorker, make_front: MakeFront
 ) -> None:
