@@ -222,9 +222,12 @@ def _link(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
 
 def _emulation(given: dict[str, Any]) -> dict[str, Any]:
     path = _existing("--hexgen-emulate", given["hexgen_emulate"])
+    profile = load_profile(path)
     fields: dict[str, Any] = {"emulate": str(path)}
+    if given["hexgen_hardware"] is None:
+        fields["hardware"] = profile.name
     if given["hexgen_time_scale"] is not None:
-        check_time_scale(load_profile(path), given["hexgen_time_scale"])
+        check_time_scale(profile, given["hexgen_time_scale"])
         fields["time_scale"] = given["hexgen_time_scale"]
     if given["hexgen_step_log"] is not None:
         fields["step_log"] = str(Path(given["hexgen_step_log"]).expanduser().resolve())

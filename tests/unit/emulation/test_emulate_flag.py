@@ -158,6 +158,7 @@ def test_the_flags_become_settings(profile_path: Path, tmp_path: Path) -> None:
     assert config.time_scale == 2.0
     assert config.step_log == str(tmp_path / "log")
     assert config.ordering is None
+    assert config.hardware == "linear"
 
 
 @pytest.mark.parametrize("flag", ["--hexgen-time-scale", "--hexgen-step-log"])
