@@ -14,7 +14,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -449,15 +448,11 @@ async def test_a_tagged_workflow_ends_with_its_block(server: Server) -> None:
     assert server.ended == [workflow.workflow_id]
 
 
-def installed_interpreter() -> Path:
-    import sglang.lang.interpreter
-
-    return Path(sglang.lang.interpreter.__file__)
-
-
-def test_the_interpreter_has_what_the_wrappers_rely_on() -> None:
-    """Reads the source, since the wrappers are already in place in this process."""
-    tree = ast.parse(installed_interpreter().read_text())
+@pytest.mark.parametrize("version", ["0.5.17", "0.5.20", "0.5.23"])
+def test_the_interpreter_has_what_is_relied_on(sglang_tree: Any, version: str) -> None:
+    """Reads the sources, since the wrappers are already in place in this process."""
+    root = sglang_tree(version).root
+    tree = ast.parse((root / "lang" / "interpreter.py").read_text())
     (executor,) = [
         node
         for node in tree.body
@@ -470,3 +465,15 @@ def test_the_interpreter_has_what_the_wrappers_rely_on() -> None:
     }
     for method, parameters in interpreter.RELIED_ON.items():
         assert found[method][: len(parameters)] == parameters
+    # A run asks its backend once for `endpoint`; forks inherit what it got.
+    runs = {node.name: ast.unparse(node) for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for name in ("run_program", "run_program_batch"):
+        assert "if hasattr(backend, 'endpoint'):\n        backend = backend.endpoint" in runs[name]
+    backend = ast.parse((root / "lang" / "backend" / "runtime_endpoint.py").read_text())
+    (endpoint,) = [
+        node
+        for node in backend.body
+        if isinstance(node, ast.ClassDef) and node.name == "RuntimeEndpoint"
+    ]
+    methods = {node.name for node in endpoint.body if isinstance(node, ast.FunctionDef)}
+    assert {"_generate_http_request", "_add_images", "_handle_dtype_to_regex"} <= methods
