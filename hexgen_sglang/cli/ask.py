@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8000"
 SAMPLE = "sample"
 MAX_SHOWN_ROWS = 50
+WIDTH = 120  # of what is not a terminal
 
 
 def command(
@@ -66,7 +67,8 @@ def command(
     else:
         from rich.console import Console
 
-        _print(answer, workers, Console())
+        console = Console()
+        _print(answer, workers, console if console.is_terminal else Console(width=WIDTH))
     if answer.outcome not in (AnswerOutcome.ROWS, AnswerOutcome.EMPTY):
         raise typer.Exit(1)
 
@@ -129,7 +131,8 @@ def _print(answer: Answer, workers: dict[str, list[str]], console: Console) -> N
         console.print(f"{shown} rows{more}", highlight=False)
     if answer.message:
         console.print(Text(f"{answer.outcome.value}: {answer.message}", "yellow"))
-    costs = Table("stage", header_style="bold", show_edge=False)
+    costs = Table(header_style="bold", show_edge=False)
+    costs.add_column("stage", no_wrap=True, min_width=len("generate_unit_test"))
     for heading in ("requests", "failed", "prompt", "cached", "output", "seconds"):
         costs.add_column(heading, justify="right")
     costs.add_column("workers")
