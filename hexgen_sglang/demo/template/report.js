@@ -12,7 +12,7 @@
   let pinned = null;
 
   /* The golden angle keeps neighbours apart for any number of colours. */
-  const hue = (index) => ((view === "workers" ? 25 : 250) + index * 137.508) % 360;
+  const hue = (index) => ((view === "workers" ? 25 : 285) + index * 137.508) % 360;
   const lightness = (index) => (index % 2 ? 0.74 : 0.58);
   const colour = (index) => `oklch(${lightness(index)} 0.13 ${hue(index).toFixed(1)})`;
   const inkOn = (index) => (index % 2 ? "#15171b" : "#fff");
