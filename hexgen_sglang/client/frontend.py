@@ -132,9 +132,11 @@ class HexgenEndpoint(RuntimeEndpoint):  # type: ignore[misc]
         return self.endpoint.select(s, choices, temperature, choices_method)
 
     def cache_prefix(self, prefix_str: str) -> None:
-        """Fill one worker's prefix cache; best effort, so it has no deadline."""
+        """Fill one worker's prefix cache: a workflow of its own, without a deadline."""
         workflow = Workflow(type=self.workflow_type, tenant=self.tenant)
-        self.route.send(prefix_body(prefix_str), lambda: workflow.fields(PREFIX_STAGE), None)
+        self.route.send(
+            prefix_body(prefix_str), lambda: workflow.fields(PREFIX_STAGE, final=True), None
+        )
 
     def flush_cache(self) -> None:
         """Refused: caches belong to workers.

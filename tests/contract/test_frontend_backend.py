@@ -192,10 +192,28 @@ def test_each_run_is_another_workflow_also_in_a_batch(server: Server) -> None:
     assert {state["draft"] for state in states} == {"<35>"}
     tags = [tag for tag in server.tags if tag.stage != "prefix"]
     assert len({tag.workflow_id for tag in tags}) == 4
+    # What a batch has in common may be sent ahead; it is no part of any run.
+    assert all(tag.final for tag in server.tags if tag.stage == "prefix")
     for workflow_id in {tag.workflow_id for tag in tags}:
         stages = [tag.stage for tag in tags if tag.workflow_id == workflow_id]
         assert stages == ["draft", "final_answer_"]
     eventually(lambda: sorted(server.ended) == sorted({tag.workflow_id for tag in tags}))
+
+
+def test_a_long_common_prefix_is_sent_ahead_of_a_batch(server: Server) -> None:
+    @sgl.function
+    def long_prefix(s: Any, question: Any) -> None:
+        s += "x" * 200
+        s += question
+        s += sgl.gen("a", max_tokens=2)
+
+    batch = [{"question": "1"}, {"question": "2"}]
+    long_prefix.run_batch(batch, backend=HexgenEndpoint(server.url, deadline_s=9))
+    ahead, *runs = server.tags
+    assert (ahead.stage, ahead.final, ahead.budget_ms) == ("prefix", True, None)
+    assert server.bodies[0]["text"] == "x" * 200
+    assert ahead.workflow_id not in {tag.workflow_id for tag in runs}
+    assert [tag.stage for tag in runs] == ["a", "a"]
 
 
 def test_the_default_backend_works_as_documented(server: Server) -> None:
