@@ -28,6 +28,7 @@ class Flow:
         workflow_id: None until it is known.
         record: the newest answer to GET /workflows/{id}; None before the first request.
         result: words on what came of it; None while it lasts.
+        has_rows: whether those words are good news.
         ended_s: when it had its answer, seconds since the first question; None before.
     """
 
@@ -38,6 +39,7 @@ class Flow:
     workflow_id: str | None = None
     record: Mapping[str, Any] | None = None
     result: str | None = None
+    has_rows: bool = False
     ended_s: float | None = None
 
     def requests(self) -> Sequence[Mapping[str, Any]]:
@@ -148,7 +150,7 @@ class Board:
         self, workers: Sequence[Mapping[str, Any]], flows: Sequence[Flow], now_s: float
     ) -> None:
         self._starting.clear()
-        self._show(Group(_worker_table(workers), _flow_table(flows, now_s)))
+        self._show(Group(_worker_table(workers), Text(""), _flow_table(flows, now_s)))
 
     def close(self) -> None:
         if self._live is not None:
@@ -193,7 +195,7 @@ def _flow_table(flows: Sequence[Flow], now_s: float) -> Table:
             flow.question,
             str(flow.num_done()),
             _deadline_text(flow, now_s),
-            Text(flow.result, "green" if flow.result != "error" else "red")
+            Text(flow.result, "green" if flow.has_rows else "yellow")
             if flow.result
             else Text(flow.now_doing() or "...", "cyan"),
         )

@@ -12,7 +12,7 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from hexgen_sglang.demo.report import Report, WorkflowEntry
+from hexgen_sglang.demo.report import Report
 
 OUTCOME_WORDS = {
     "empty": "ran, no rows",
@@ -64,14 +64,14 @@ def tiles(report: Report) -> list[dict[str, str]]:
     return [{"label": label, "figure": figure} for label, figure in figures]
 
 
-def outcome_words(flow: WorkflowEntry) -> str:
-    """What came of a question's SQL, in words."""
-    words = OUTCOME_WORDS.get(flow.outcome, flow.outcome)
-    if flow.outcome == "rows":
-        words = f"{_count(flow.num_rows)} row" + ("" if flow.num_rows == 1 else "s")
-    if flow.is_right is None:
+def outcome_words(outcome: str, num_rows: int | None, is_right: bool | None = None) -> str:
+    """What came of a question's SQL, in words; arguments as in `WorkflowEntry`."""
+    words = OUTCOME_WORDS.get(outcome, outcome)
+    if outcome == "rows":
+        words = f"{_count(num_rows)} row" + ("" if num_rows == 1 else "s")
+    if is_right is None:
         return words
-    return f"{words}, {'right' if flow.is_right else 'not the right ones'}"
+    return f"{words}, {'right' if is_right else 'not the right ones'}"
 
 
 def _file(environment: Environment, name: str) -> Markup:

@@ -24,6 +24,7 @@ from hexgen_sglang.cluster.worker import WorkerSpec
 from hexgen_sglang.coordinator.config import CoordinatorConfig
 from hexgen_sglang.core.errors import ProcessError
 from hexgen_sglang.demo.live import Flow, View
+from hexgen_sglang.demo.page import outcome_words
 from hexgen_sglang.demo.report import Report, WorkflowFacts, build_report
 from hexgen_sglang.text2sql.answer import Answer, Question
 from hexgen_sglang.text2sql.events import AgentEvent, EventKind
@@ -157,7 +158,9 @@ class _DemoRun:
             flow.asked_s = self._now_s()
         elif event.kind is EventKind.FINISHED and event.answer is not None:
             flow.ended_s = self._now_s()
-            flow.result = event.answer.outcome.value
+            num_rows = len(event.answer.rows)
+            flow.has_rows = num_rows > 0
+            flow.result = outcome_words(event.answer.outcome.value, num_rows)
 
     def _watch(self, asking: Future[list[Answer]]) -> None:
         """Follow the coordinator and show it, until every question is answered.

@@ -41,7 +41,7 @@ def print_summary(report: Report, console: Console) -> None:
             "-" if flow.e2e_s is None else f"{flow.e2e_s:.1f} s",
             "-" if flow.deadline_s is None else f"{flow.deadline_s:.0f} s",
             _met(flow),
-            outcome_words(flow),
+            outcome_words(flow.outcome, flow.num_rows, flow.is_right),
         )
     console.print(table)
     console.print(
