@@ -23,7 +23,9 @@ class RequestView:
         workflow_type: workflows whose stages are alike, e.g. "text2sql"; "" when unknown.
         stage: name of the workflow's node, e.g. "generate_candidate"; "" when unknown.
         arrival_s: instant at which this process accepted the request.
-        deadline_s: instant by which the whole workflow should end; None: best effort.
+        deadline_s: instant by which the whole workflow should end; None: best effort. For a
+            workflow that cannot meet it any more, the later instant it is scheduled by.
+        budget_s: seconds from the workflow's start to its deadline; None: best effort, unknown.
         predicted_remaining_s: seconds the workflow is still expected to need on an idle
             worker, this request included; 0.0 when unknown.
         predicted_stage_s: the part of it that this request's stage needs; 0.0 when unknown.
@@ -33,6 +35,8 @@ class RequestView:
         siblings: parallel requests of this stage, this one included; at least 1.
         sibling_index: which of them this is, 0 <= sibling_index < siblings.
         tenant: for fairness and accounting; "" when unknown.
+        predicted_alone_s: seconds the workflow would still need with the fastest worker to
+            itself, this request included; 0.0 when unknown.
     """
 
     request_id: str
@@ -41,6 +45,7 @@ class RequestView:
     workflow_type: str = ""
     stage: str = ""
     deadline_s: float | None = None
+    budget_s: float | None = None
     predicted_remaining_s: float = 0.0
     predicted_stage_s: float = 0.0
     num_prompt_tokens: int = 0
@@ -49,6 +54,7 @@ class RequestView:
     siblings: int = 1
     sibling_index: int = 0
     tenant: str = ""
+    predicted_alone_s: float = 0.0
 
     @property
     def latest_start_s(self) -> float | None:

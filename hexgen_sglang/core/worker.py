@@ -6,6 +6,7 @@ each decision.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -39,6 +40,68 @@ class WorkerLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class StepCosts:
+    """What a worker's steps take, as far as it is known; all seconds at least 0.
+
+    A prefill step takes prefill_base_s + uncached tokens x (prefill_token_s + attended tokens x
+    prefill_context_s); a decode step takes decode_base_s + requests x decode_request_s + context
+    tokens x decode_context_s. See `core.accelerator` for the same terms in profiles.
+    """
+
+    prefill_base_s: float
+    prefill_token_s: float
+    prefill_context_s: float
+    decode_base_s: float
+    decode_request_s: float
+    decode_context_s: float
+
+    def prefill_s(self, num_uncached: float, num_cached: float) -> float:
+        """One prompt's prefill by itself."""
+        attended = num_cached + num_uncached / 2
+        return self.prefill_base_s + num_uncached * (
+            self.prefill_token_s + attended * self.prefill_context_s
+        )
+
+    def decode_s(self, num_requests: float, num_context_tokens: float) -> float:
+        """One decode step."""
+        return (
+            self.decode_base_s
+            + num_requests * self.decode_request_s
+            + num_context_tokens * self.decode_context_s
+        )
+
+
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """A request on a worker's hands: sent there, its end not heard of.
+
+    Attributes:
+        request_id, workflow_id, stage: whose it is.
+        num_prompt_tokens, num_uncached_tokens: as estimated when it was sent.
+        expected_output_tokens: at least 1.
+        sent_s: instant of dispatch.
+        deadline_s, budget_s, predicted_remaining_s: of its workflow, as in `RequestView`.
+        siblings: of its stage.
+        first_token_s: when its first token was heard of; None before, and where nobody tells.
+        streams: its answer comes token by token, so that its first token will be heard of.
+    """
+
+    request_id: str
+    workflow_id: str
+    stage: str
+    num_prompt_tokens: int
+    num_uncached_tokens: int
+    expected_output_tokens: int
+    sent_s: float
+    deadline_s: float | None
+    budget_s: float | None
+    predicted_remaining_s: float
+    siblings: int
+    first_token_s: float | None = None
+    streams: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerView:
     """One worker at the instant of a dispatch decision.
 
@@ -59,6 +122,12 @@ class WorkerView:
         usual_batch: mean number of requests in flight when that decode rate was measured.
         tokens_per_s: prompt plus output tokens finished per busy second; None when unknown.
         load: the engine's own last report; None when it never reported.
+        version: another one whenever requests came, went or showed a first token there.
+        now_s: instant of this view, on the clock of the requests' instants.
+        in_flight: what `num_in_flight` counts; not to be changed.
+        costs: of its steps, learned or from a profile; None when unknown.
+        decode_stall: time between two tokens of a request / the step alone, since prefills of
+            others come between; at least 1.
     """
 
     worker_id: str
@@ -75,3 +144,8 @@ class WorkerView:
     usual_batch: float = 1.0
     tokens_per_s: float | None = None
     load: WorkerLoad | None = None
+    version: int = 0
+    now_s: float = 0.0
+    in_flight: Collection[InFlight] = ()
+    costs: StepCosts | None = None
+    decode_stall: float = 1.0

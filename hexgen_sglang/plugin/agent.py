@@ -20,12 +20,16 @@ from hexgen_sglang.protocol.codec import encode
 from hexgen_sglang.protocol.messages import (
     Cancel,
     CoordinatorMessage,
+    Features,
     Goodbye,
     Hello,
     Load,
     PolicySettings,
     Rejected,
+    Release,
     Reprioritise,
+    Retain,
+    Welcome,
     WorkerMessage,
 )
 from hexgen_sglang.transport.incidents import IncidentCounter
@@ -81,6 +85,7 @@ class WorkerAgent:
         connect: opens a new worker end; called at `start` and whenever a connection is
             worn out.
         hello: who this worker is.
+        features: told after each welcome; None: nothing is.
         clock: monotonic seconds.
         patience: how long to wait for what.
         max_queued: reports and, apart from them, commands that are kept; at least 1.
@@ -94,6 +99,7 @@ class WorkerAgent:
         connect: Callable[[], WorkerEnd],
         hello: Hello,
         *,
+        features: Features | None = None,
         clock: Callable[[], float] = time.monotonic,
         patience: Patience | None = None,
         max_queued: int = 4096,
@@ -101,6 +107,8 @@ class WorkerAgent:
         encode(hello)
         self._connect = connect
         self._hello = hello
+        self._features = features
+        self._features_are_due = False
         self._clock = clock
         self._registration = Registration(patience or Patience(), clock())
         self._max_queued = max_queued
@@ -154,7 +162,7 @@ class WorkerAgent:
         self._reports.append(message)
 
     def take_commands(self) -> list[CoordinatorMessage]:
-        """`Reprioritise`, `Cancel` and `PolicySettings` since the last call, oldest first."""
+        """What the coordinator asked for since the last call, oldest first."""
         if not self._commands:
             return []
         return [self._commands.popleft() for _ in range(len(self._commands))]
@@ -201,6 +209,7 @@ class WorkerAgent:
         if registration.hello_is_due(now_s) and end.send(self._hello):
             registration.hello_was_sent(now_s)
         if registration.state is LinkState.WELCOMED:
+            self._send_features(end)
             self._send_load(end, now_s)
             self._send_reports(end, now_s)
         elif registration.reopen_is_due(now_s):
@@ -230,15 +239,22 @@ class WorkerAgent:
     def _hear(self, message: CoordinatorMessage) -> None:
         before = self._registration.state
         self._registration.heard(message, self._clock())
-        if isinstance(message, Reprioritise | Cancel | PolicySettings):
+        if isinstance(message, Reprioritise | Cancel | PolicySettings | Retain | Release):
             self._num_commands_dropped += len(self._commands) == self._max_queued
             self._commands.append(message)
+        elif isinstance(message, Welcome):
+            self._features_are_due = self._features is not None
         elif isinstance(message, Rejected):
             self._rejected.add("the coordinator", message.reason)
         after = self._registration.state
         if after is LinkState.WELCOMED and before is not after:
             self._sent_load = None
             log.info("link: registered as %s", self._hello.worker_id)
+
+    def _send_features(self, end: WorkerEnd) -> None:
+        """Say after a welcome what this worker does beyond the first version of the link."""
+        if self._features_are_due and self._features is not None:
+            self._features_are_due = not self._send(end, self._features)
 
     def _send_load(self, end: WorkerEnd, now_s: float) -> None:
         """The newest load, when it is news or a heartbeat is due (twice as often as asked)."""

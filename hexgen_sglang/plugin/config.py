@@ -27,7 +27,11 @@ class PluginConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
         ordering: our ordering policy of the waiting queue (--schedule-policy hexgen); None:
             the queue is ordered by SGLang's own policy.
         ordering_settings: keyword arguments of that policy.
+        hold_prefixes: a request waits while a prefix that it needs is being computed; only with
+            `ordering`.
         coordinator: ZMQ endpoint to report to; None: no link, no socket.
+        retained_share: of the KV memory, for prefixes kept between the stages of workflows; 0:
+            none are kept. Only with `coordinator`.
         worker_id: who this server is towards the coordinator; set when `coordinator` is.
         url: HTTP address under which the coordinator reaches it; set when `coordinator` is.
         hardware: name of its accelerator; "": found out in the scheduler process.
@@ -35,11 +39,15 @@ class PluginConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
         emulate: accelerator profile (absolute path); None: the forward pass is real.
         time_scale: emulated seconds in a real one; above 0. Only with `emulate`.
         step_log: folder for the log of emulated steps; None: none is written.
+        shared_prefix: decode attention reads shared prefixes once (--attention-backend
+            hexgen_shared_prefix).
     """
 
     ordering: Name | None = None
     ordering_settings: dict[Name, float] = {}
+    hold_prefixes: bool = True
     coordinator: Annotated[str, Meta(min_length=1, max_length=512)] | None = None
+    retained_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
     worker_id: Name | None = None
     url: Annotated[str, Meta(max_length=512, pattern=r"^https?://")] | None = None
     hardware: Annotated[str, Meta(max_length=64)] = ""
@@ -47,6 +55,7 @@ class PluginConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     emulate: FilePath | None = None
     time_scale: Annotated[float, Meta(gt=0, le=1_000)] = 1.0
     step_log: FilePath | None = None
+    shared_prefix: bool = False
 
     def export(self) -> None:
         """Let the processes that this one starts find these settings."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from hexgen_patches.declarations import Hook, Need
 from hexgen_patches.manifest import hooks_for
 from hexgen_sglang.plugin import flags, self_check
+from hexgen_sglang.plugin.attention import registration as attention
 from hexgen_sglang.plugin.config import PluginConfig, forget_exported
 from hexgen_sglang.plugin.emulation import launch
 from hexgen_sglang.plugin.emulation.profile_file import load_profile
@@ -36,6 +37,8 @@ def register() -> None:
     if config is not None:
         hooks = hooks_for(needs_of(config))
         register_hooks(hook for hook in hooks if hook.module in sys.modules)
+        if config.shared_prefix:
+            attention.register_in_scheduler()
 
 
 def prepare_launch(args: argparse.Namespace) -> None:
@@ -54,6 +57,8 @@ def prepare_launch(args: argparse.Namespace) -> None:
         return
     if config.emulate is not None:
         launch.prepare(args, load_profile(Path(config.emulate)))
+    if config.shared_prefix:
+        attention.name_the_engines(args)
     config.export()
     apply_hooks(hooks_for(needs_of(config)))
     self_check.require(hooks_for(needs_of(config)))

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.plugin.attention import registration as attention
 from hexgen_sglang.plugin.config import PluginConfig
 from hexgen_sglang.plugin.emulation.launch import EmulateAction, check_time_scale
 from hexgen_sglang.plugin.emulation.profile_file import load_profile
@@ -29,6 +30,10 @@ from hexgen_sglang.transport.keys import load_worker_keys
 POLICY = "hexgen"
 DEFAULT_ORDERING = "least_slack"
 SCHEDULE_POLICY_FLAG = "--schedule-policy"
+_OUR_CHOICES = {
+    SCHEDULE_POLICY_FLAG: POLICY,
+    attention.ATTENTION_BACKEND_FLAG: attention.SHARED_PREFIX,
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,13 @@ FLAGS = (
         type=float,
     ),
     Flag(
+        "--hexgen-hold-prefixes",
+        "on|off",
+        "Let a request wait for a step or two while another of its workflow computes a prefix "
+        f"that both need (default on). Needs {_NEEDS_POLICY}.",
+        needs=_NEEDS_POLICY,
+    ),
+    Flag(
         "--hexgen-coordinator",
         "tcp://HOST:PORT",
         "Coordinator (or ipc://PATH) to register with and to report load and timings to; works "
@@ -98,6 +110,14 @@ FLAGS = (
         needs="--hexgen-coordinator",
     ),
     Flag(
+        "--hexgen-retain-prefixes",
+        "SHARE",
+        "Keep prefixes of workflows that are between two stages, and templates, in at most this "
+        "share of the KV memory (0 to 1; default 0: none are kept).",
+        needs="--hexgen-coordinator",
+        type=float,
+    ),
+    Flag(
         "--hexgen-emulate",
         "PROFILE.toml",
         "Replace the forward pass by the waiting time of this accelerator profile; works with "
@@ -122,33 +142,40 @@ FLAGS = (
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add our flags to SGLang's parser, and our name to the choices of its schedule policy."""
+    """Add our flags to SGLang's parser, and our names to the choices of its own flags."""
     group = parser.add_argument_group("hexgen-sglang")
     for flag in FLAGS:
         group.add_argument(
             flag.name, metavar=flag.metavar, help=flag.help, type=flag.type, action=flag.action
         )
     for action in parser._actions:
-        if SCHEDULE_POLICY_FLAG in action.option_strings and action.choices is not None:
-            action.choices = [*action.choices, POLICY]
+        for name in _OUR_CHOICES.keys() & action.option_strings:
+            if action.choices is not None:
+                action.choices = [*action.choices, _OUR_CHOICES[name]]
 
 
 def config_from(args: argparse.Namespace) -> PluginConfig | None:
     """The settings that SGLang's parsed command line asks for; None when it uses none of ours.
 
-    Reads our flags and `schedule_policy`, `host`, `port`, `ssl_certfile` and `dp_size`.
+    Reads our flags and `schedule_policy`, `attention_backend`, `host`, `port`, `ssl_certfile`
+    and `dp_size`.
 
     Raises:
         ConfigError: a flag without the one it needs, or a value out of range.
     """
     given = {flag.attribute: getattr(args, flag.attribute, None) for flag in FLAGS}
     uses_policy = args.schedule_policy == POLICY
-    if not uses_policy and all(value is None for value in given.values()):
+    shared_prefix = attention.is_asked_for(args)
+    nothing_given = all(value is None for value in given.values())
+    if not uses_policy and not shared_prefix and nothing_given:
         return None
     _check_needs(given, uses_policy)
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"shared_prefix": shared_prefix}
     if uses_policy:
         fields |= _ordering(given["hexgen_ordering"], given["hexgen_best_effort_slack"])
+        fields["hold_prefixes"] = _on_or_off(
+            "--hexgen-hold-prefixes", given["hexgen_hold_prefixes"], default=True
+        )
     if given["hexgen_coordinator"] is not None:
         fields |= _link(args, given)
     if given["hexgen_emulate"] is not None:
@@ -213,6 +240,11 @@ def _link(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
         "hardware": given["hexgen_hardware"] or "",
         "keys": keys,
     }
+    share = given["hexgen_retain_prefixes"]
+    if share is not None:
+        if not 0 <= share <= 1:
+            raise ConfigError(f"--hexgen-retain-prefixes={share}: must be 0 to 1")
+        fields["retained_share"] = share
     _check_range("--hexgen-worker-id", fields["worker_id"], Name)
     hints = {field.name: field.type for field in msgspec.structs.fields(PluginConfig)}
     _check_range("--hexgen-advertise-url", fields["url"], hints["url"])
@@ -232,6 +264,14 @@ def _emulation(given: dict[str, Any]) -> dict[str, Any]:
     if given["hexgen_step_log"] is not None:
         fields["step_log"] = str(Path(given["hexgen_step_log"]).expanduser().resolve())
     return fields
+
+
+def _on_or_off(flag: str, value: str | None, *, default: bool) -> bool:
+    if value is None:
+        return default
+    if value not in ("on", "off"):
+        raise ConfigError(f"{flag}={value}: must be on or off")
+    return value == "on"
 
 
 def _check_range(flag: str, value: str, kind: Any) -> None:

@@ -19,9 +19,19 @@ from hexgen_sglang import __version__
 from hexgen_sglang.plugin.commands import CommandCounter, QueueCommand, queue_command
 from hexgen_sglang.plugin.config import PluginConfig
 from hexgen_sglang.plugin.ordering import QueueOrder
+from hexgen_sglang.plugin.prefix_hold import PrefixHold
 from hexgen_sglang.plugin.request_view import requests_in, stamp_arrival
+from hexgen_sglang.plugin.retained_prefixes import (
+    MarkPrefixes,
+    RetainedPrefixes,
+    RetentionCommand,
+    metric_count,
+    retention_command,
+    touch_in,
+)
+from hexgen_sglang.plugin.step_timer import StepTimer
 from hexgen_sglang.plugin.telemetry import Telemetry
-from hexgen_sglang.protocol.messages import LINK_VERSION, Cancel, Hello
+from hexgen_sglang.protocol.messages import LINK_VERSION, Cancel, Features, Hello, Release, Retain
 
 if TYPE_CHECKING:
     from hexgen_sglang.plugin.agent import WorkerAgent
@@ -36,24 +46,39 @@ class SchedulerProcess:
 
     Attributes:
         order: set when our policy orders the queue.
-        telemetry: set when this process owns the link; other ranks of the engine have none.
+        hold: set when requests wait for prefixes that are being computed.
+        prefixes: set, on every rank, when prefixes are kept between stages.
+        telemetry, timer: set when this process owns the link; other ranks have none.
     """
 
     def __init__(self, config: PluginConfig) -> None:
         self.config = config
         self.commands = CommandCounter()
         self.order: QueueOrder | None = None
+        self.hold: PrefixHold | None = None
         if config.ordering is not None:
-            self.order = QueueOrder(config.ordering, config.ordering_settings)
+            order = self.order = QueueOrder(config.ordering, config.ordering_settings)
+            if config.hold_prefixes:
+                self.hold = PrefixHold(lambda req: order.view(req).workflow_id)
+        self.prefixes: RetainedPrefixes | None = None
         self.telemetry: Telemetry | None = None
+        self.timer: StepTimer | None = None
         self._agent: WorkerAgent | None = None
 
     def start_link(self, scheduler: Any) -> None:
         """Begin to report, if a coordinator is set and this rank receives the requests."""
+        if self.config.retained_share:
+            self.prefixes = RetainedPrefixes(
+                self.config.retained_share,
+                int(scheduler.max_total_num_tokens),
+                touch_in(scheduler.tree_cache),
+                None if scheduler.recv_from_tokenizer is None else metric_count(),
+            )
         if self.config.coordinator is None or scheduler.recv_from_tokenizer is None:
             return
         self._agent = _make_agent(self.config, hello_of(self.config, scheduler))
         self.telemetry = Telemetry(self._agent)
+        self.timer = StepTimer()
         self._agent.start()
         scheduler.load_inquirer.get_loads()  # its hook reports it: a first load from the start
 
@@ -78,6 +103,9 @@ class SchedulerProcess:
                     self.telemetry.arrived(request, now_s)
         if self.telemetry is not None:
             self._add_commands(messages, self.telemetry)
+            now_s = time.perf_counter()
+            if self.prefixes is not None and self.prefixes.is_due(now_s):
+                messages.append(MarkPrefixes(now_s))
 
     def _add_commands(self, messages: list[Any], telemetry: Telemetry) -> None:
         from sglang.srt.managers.io_struct import AbortReq
@@ -88,6 +116,10 @@ class SchedulerProcess:
                 # coordinator's ids all have one length.
                 ids = telemetry.requests_to_cancel(command)
                 messages.extend(AbortReq(rid=request_id) for request_id in ids)
+            elif isinstance(command, Retain | Release):
+                # An engine that keeps nothing did not ask for these.
+                if self.prefixes is not None:
+                    messages.append(retention_command(command, time.perf_counter()))
             else:
                 messages.append(queue_command(command, time.perf_counter()))
 
@@ -101,6 +133,8 @@ class SchedulerProcess:
             len(scheduler.running_batch.reqs), len(scheduler.waiting_queue)
         ):
             scheduler.load_inquirer.get_loads()
+        if self.prefixes is not None:
+            messages = self._follow_prefixes(messages, self.prefixes)
         if not any(isinstance(message, QueueCommand) for message in messages):
             return messages
         rest = []
@@ -109,6 +143,18 @@ class SchedulerProcess:
                 self.commands.apply(message, self.order)
             else:
                 rest.append(message)
+        return rest
+
+    def _follow_prefixes(self, messages: list[Any], prefixes: RetainedPrefixes) -> list[Any]:
+        """Look at the requests and apply the commands about prefixes; returns the others."""
+        rest = []
+        for message in messages:
+            if isinstance(message, RetentionCommand):
+                prefixes.apply(message)
+                continue
+            rest.append(message)
+            for request in requests_in(message):
+                prefixes.arrived(request)
         return rest
 
 
@@ -161,4 +207,5 @@ def _make_agent(config: PluginConfig, hello: Hello) -> WorkerAgent:
 
     keys = load_worker_keys(Path(config.keys)) if config.keys else None
     endpoint = config.coordinator or ""
-    return WorkerAgent(lambda: ZmqWorkerEnd(endpoint, keys), hello)
+    features = Features(keeps_prefixes=True) if config.retained_share else None
+    return WorkerAgent(lambda: ZmqWorkerEnd(endpoint, keys), hello, features=features)

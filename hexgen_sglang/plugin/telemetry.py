@@ -20,6 +20,7 @@ from hexgen_sglang.protocol.messages import (
     Load,
     RequestFinished,
     StageFinished,
+    StepTimes,
     WorkerMessage,
 )
 
@@ -166,6 +167,11 @@ class Telemetry:
                 num_kv_tokens_used=max(0, snapshot.num_used_tokens),
             )
         )
+
+    def steps(self, times: StepTimes | None) -> None:
+        """Report what steps cost; None: nothing is due."""
+        if times is not None:
+            self._agent.report(times)
 
     def take_commands(self) -> list[CoordinatorMessage]:
         """What the coordinator asked for since the last call; usually nothing."""

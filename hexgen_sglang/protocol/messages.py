@@ -25,6 +25,8 @@ Text = Annotated[str, Meta(max_length=512)]
 RequestId = Annotated[str, Meta(min_length=1, max_length=128)]
 Count = Annotated[int, Meta(ge=0, le=2**40)]
 DurationMs = Annotated[float, Meta(ge=0, le=604_800_000)]
+StepSeconds = Annotated[float, Meta(ge=0, le=60)]
+TokenSeconds = Annotated[float, Meta(ge=0, le=1)]
 
 
 class LinkMessage(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
@@ -94,6 +96,32 @@ class StageFinished(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="s
     e2e_ms: DurationMs
 
 
+class StepTimes(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="step_times"):
+    """Worker -> coordinator: what its steps cost, as fitted to all steps so far.
+
+    Terms as in `core.worker.StepCosts`; `num_prefills` and `num_decodes`: steps they rest on.
+    """
+
+    prefill_base_s: StepSeconds
+    prefill_token_s: TokenSeconds
+    prefill_context_s: TokenSeconds
+    decode_base_s: StepSeconds
+    decode_request_s: StepSeconds
+    decode_context_s: TokenSeconds
+    num_prefills: Count
+    num_decodes: Count
+
+
+class Features(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="features"):
+    """Worker -> coordinator, after each `Welcome`: what it does beyond version 1.
+
+    `keeps_prefixes`: it acts on `Retain` and `Release`. Workers that do nothing of the kind do
+    not send it; a coordinator that does not know it skips it.
+    """
+
+    keeps_prefixes: bool
+
+
 class Goodbye(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="goodbye"):
     """Worker -> coordinator: the worker shuts down in order."""
 
@@ -157,7 +185,34 @@ class PolicySettings(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="
     settings: Annotated[dict[Name, float], Meta(max_length=64)]
 
 
-WorkerMessage = Hello | Load | RequestFinished | StageFinished | Goodbye
+class Retain(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="retain"):
+    """Coordinator -> worker that keeps prefixes: the workflow is between two stages.
+
+    Keep its prompts in the prefix cache for `ttl_ms`, if memory allows.
+    """
+
+    workflow_id: WorkflowId
+    ttl_ms: DurationMs
+
+
+class Release(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="release"):
+    """Coordinator -> worker that keeps prefixes: the workflow ended, or is hopeless.
+
+    Its prompts are the first that may leave the prefix cache.
+    """
+
+    workflow_id: WorkflowId
+
+
+WorkerMessage = Hello | Load | RequestFinished | StageFinished | StepTimes | Features | Goodbye
 CoordinatorMessage = (
-    Welcome | Heartbeat | HelloWanted | Rejected | Reprioritise | Cancel | PolicySettings
+    Welcome
+    | Heartbeat
+    | HelloWanted
+    | Rejected
+    | Reprioritise
+    | Cancel
+    | PolicySettings
+    | Retain
+    | Release
 )

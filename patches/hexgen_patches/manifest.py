@@ -22,6 +22,8 @@ _TOKENIZER = f"{_SRT}.managers.tokenizer_manager.TokenizerManager"
 _IO = f"{_SRT}.managers.io_struct"
 _REQ = f"{_SRT}.managers.schedule_batch.Req"
 _PLATFORMS = f"{_SRT}.platforms"
+_ATTENTION = f"{_SRT}.layers.attention"
+_TORCH_ATTENTION = f"{_ATTENTION}.torch_native_backend.TorchNativeAttnBackend"
 
 _ORDERING_OR_LINK = frozenset({Need.ORDERING, Need.LINK})
 
@@ -81,6 +83,15 @@ HOOKS: tuple[Hook, ...] = (
         also_bound_in=(f"{_SRT}.managers.scheduler.SchedulePolicy",),
     ),
     Hook(
+        target=f"{_SCHEDULER}.get_new_batch_prefill",
+        kind="AROUND",
+        ours="hexgen_patches.scheduler:around_prefill",
+        parameters=("self", "running_batch"),
+        needs=frozenset({Need.ORDERING}),
+        why="hold back requests whose prefix is being computed, and give them back afterwards",
+        remove_when="a schedule policy can skip a request",
+    ),
+    Hook(
         target=f"{_SCHEDULER}.process_input_requests",
         kind="BEFORE",
         ours="hexgen_patches.scheduler:before_input",
@@ -97,6 +108,24 @@ HOOKS: tuple[Hook, ...] = (
         needs=frozenset({Need.LINK}),
         why="connect when the engine is ready, say goodbye when it stops",
         remove_when="plugins are told of the scheduler's start and end",
+    ),
+    Hook(
+        target=f"{_SCHEDULER}.run_batch",
+        kind="BEFORE",
+        ours="hexgen_patches.steps:before_batch",
+        parameters=("self", "batch", "pp_proxy_tensors"),
+        needs=frozenset({Need.LINK}),
+        why="see what each step computes, and when it is launched",
+        remove_when="SGLang publishes the times of its steps",
+    ),
+    Hook(
+        target=f"{_SCHEDULER}.process_batch_result",
+        kind="AFTER",
+        ours="hexgen_patches.steps:after_results",
+        parameters=("self", "batch", "result"),
+        needs=frozenset({Need.LINK}),
+        why="see when each step has ended",
+        remove_when="SGLang publishes the times of its steps",
     ),
     Hook(
         target=f"{_LOADS}.get_loads",
@@ -373,6 +402,36 @@ FACTS: tuple[Fact, ...] = (
         ),
         "requests that finish with their first token are seen",
     ),
+    # Prefixes kept between stages: marked as used in SGLang's own cache.
+    Fact(Names(_SCHEDULER, ("tree_cache",)), "the prefix cache of a scheduler"),
+    Fact(
+        AnyOf(
+            (
+                Signature(
+                    f"{_SRT}.mem_cache.base_prefix_cache.BasePrefixCache.touch_prefix",
+                    ("self", "key"),
+                ),
+                Signature(
+                    f"{_SRT}.mem_cache.unified_radix_cache.UnifiedRadixCache.match_prefix",
+                    ("self", "params"),
+                ),
+            )
+        ),
+        "a walk that marks a prefix as used",
+    ),
+    Fact(
+        Signature(
+            f"{_SRT}.mem_cache.radix_cache.RadixKey",
+            ("self", "token_ids", "extra_key", "is_bigram", "limit"),
+        ),
+        "how the cache names a prompt",
+    ),
+    Fact(
+        Names(
+            f"{_IO}.TokenizedGenerateReqInput", ("input_ids", "extra_key", "lora_id", "mm_inputs")
+        ),
+        "what the cache tells prompts apart by",
+    ),
     # The emulated accelerator.
     Fact(
         Text(
@@ -437,6 +496,37 @@ FACTS: tuple[Fact, ...] = (
             "mp.set_start_method('spawn', force=True)",
         ),
         "child processes are forked after this says spawn",
+    ),
+    # The attention backend hexgen_shared_prefix.
+    Fact(
+        Names(f"{_ATTENTION}.attention_registry", ("ATTENTION_BACKENDS",)),
+        "our attention backend is built under a name that SGLang knows",
+    ),
+    Fact(
+        Signature(f"{_TORCH_ATTENTION}.init_forward_metadata", ("self", "forward_batch")),
+        "called before each forward pass: the groups of a decode step are found in it",
+    ),
+    Fact(
+        Signature(
+            f"{_TORCH_ATTENTION}._run_sdpa_forward_decode",
+            (
+                "self",
+                "query",
+                "output",
+                "k_cache",
+                "v_cache",
+                "req_to_token",
+                "req_pool_indices",
+                "seq_lens",
+                "encoder_lens",
+                "scaling",
+            ),
+        ),
+        "where one layer's decode attention is computed, after the new KV was written",
+    ),
+    Fact(
+        Text(f"{_TORCH_ATTENTION}.forward_decode", "self._run_sdpa_forward_decode("),
+        "one layer's decode attention goes through the method that we override",
     ),
     # The torch-CPU platform.
     Fact(Names(f"{_PLATFORMS}.cpu", ("CpuDeviceMixin",)), "torch-CPU platform"),

@@ -9,6 +9,7 @@ from sglang.srt.managers.schedule_policy import SchedulePolicy
 from hexgen_sglang.plugin import self_check
 from hexgen_sglang.plugin.flags import POLICY
 from hexgen_sglang.plugin.ordering import QueueOrder
+from hexgen_sglang.plugin.prefix_hold import PrefixHold
 from hexgen_sglang.plugin.scheduler_process import this_process
 
 
@@ -22,9 +23,11 @@ class HexgenSchedulePolicy(SchedulePolicy):
 
     def __init__(self, policy: str, tree_cache: Any, *args: Any, **kwargs: Any) -> None:
         self.hexgen_order: QueueOrder | None = None
+        self.hexgen_hold: PrefixHold | None = None
         if policy == POLICY:
             self_check.require_loaded_hooks()
             self.hexgen_order = this_process().order
+            self.hexgen_hold = this_process().hold
             policy = "fcfs"
         super().__init__(policy, tree_cache, *args, **kwargs)
 
@@ -32,4 +35,6 @@ class HexgenSchedulePolicy(SchedulePolicy):
         """Order the queue in place; the further arguments differ between SGLang versions."""
         if self.hexgen_order is not None:
             self.hexgen_order.sort(waiting_queue)
-        super().calc_priority(waiting_queue, *args, **kwargs)
+        super().calc_priority(waiting_queue, *args, **kwargs)  # matches prefixes, too
+        if self.hexgen_hold is not None:
+            self.hexgen_hold.take_out(waiting_queue)

@@ -1,4 +1,4 @@
-"""Hooks of `Scheduler`, in each scheduler process of a server with a coordinator."""
+"""Hooks of `Scheduler`, in each scheduler process of a server with our policy or a link."""
 
 from __future__ import annotations
 
@@ -23,3 +23,26 @@ def around_event_loop(run_event_loop: Callable[[Any], None], scheduler: Any) -> 
         run_event_loop(scheduler)
     finally:
         process.stop_link("the scheduler's loop ended")
+
+
+def around_prefill(choose: Callable[[Any, Any], Any], scheduler: Any, running_batch: Any) -> Any:
+    """AROUND get_new_batch_prefill: what is held back meanwhile returns to the queue."""
+    hold = this_process().hold
+    if hold is None:
+        return choose(scheduler, running_batch)
+    hold.begin(_in_progress(scheduler))
+    try:
+        return choose(scheduler, running_batch)
+    finally:
+        held = hold.give_back()
+        if held:
+            scheduler.waiting_queue = held + scheduler.waiting_queue
+
+
+def _in_progress(scheduler: Any) -> list[Any]:
+    """Requests whose prompts are being computed, and not in the prefix cache yet."""
+    last = scheduler.last_batch if scheduler.enable_overlap else None
+    requests = list(last.reqs) if last is not None and last.forward_mode.is_extend() else []
+    if scheduler.chunked_req is not None:
+        requests.append(scheduler.chunked_req)
+    return requests

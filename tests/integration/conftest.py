@@ -8,6 +8,7 @@ test shows the end of the logs of the servers it used.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from hexgen_sglang.models.tiny import make_tiny_model
 
 START_TIMEOUT_S = 300.0
 STOP_GRACE_S = 3.0
+SHARES_PREFIXES = "worker-1"
 SERVER_FIXTURES = {"cluster", "stock_worker", "hexgen_worker", "shared_worker", "fresh_cluster"}
 
 
@@ -150,8 +152,14 @@ def hexgen_worker(shared_worker: SharedWorkers) -> RunningWorker:
 
 @pytest.fixture(scope="session")
 def cluster(tiny_model: str, logs_folder: Path) -> Iterator[Cluster]:
-    """Two workers with our policy, linked to a coordinator at `cluster.url`."""
+    """Two workers with our policy, linked to a coordinator at `cluster.url`.
+
+    The second, `SHARES_PREFIXES`, has our attention backend and metrics, too.
+    """
     made = _make_cluster(tiny_model, logs_folder / "cluster", 2, {}, {})
+    sharing = made.workers[SHARES_PREFIXES]
+    flags = ("--attention-backend", "hexgen_shared_prefix", "--enable-metrics")
+    made.workers[SHARES_PREFIXES] = dataclasses.replace(sharing, flags=(*sharing.flags, *flags))
     try:
         made.start(timeout_s=START_TIMEOUT_S)
         yield made

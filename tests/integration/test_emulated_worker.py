@@ -121,6 +121,7 @@ def server(shared_worker: Any, tmp_path_factory: pytest.TempPathFactory) -> Serv
     worker = shared_worker(
         name="emulated",
         emulate=folder / "card.toml",
+        schedule_policy="hexgen",
         flags=(
             *("--hexgen-step-log", str(folder / "log"), "--context-length", "2500"),
             *("--schedule-conservativeness", "0.05"),
@@ -202,6 +203,34 @@ def test_a_cached_prefix_is_not_computed_again(server: Server) -> None:
     assert warm[0]["extend_tokens"] == 3
     assert warm[0]["context_tokens"] == 400
     assert warm[0]["predicted_s"] < cold[0]["predicted_s"] - 0.1
+
+
+@pytest.mark.parametrize("workflows", [["one"] * 4, ["one", "one", "two", "two"]])
+def test_siblings_wait_while_one_of_them_computes_their_prefix(
+    server: Server, workflows: list[str]
+) -> None:
+    """Four prompts of 300 shared tokens and 5 own ones, while another request keeps the engine
+    busy: each workflow computes the prefix once, or finds it computed by the other.
+    """
+    number = 40 + len(set(workflows))
+    prefix = fresh(number, 300)
+
+    def ask(place: int) -> dict[str, Any]:
+        tag = {"workflow_id": f"{workflows[place]}-{number}", "siblings": 4}
+        own = fresh(100 + place, 5)
+        return server.generate([*prefix, *own], 2, custom_params={"hexgen": tag})
+
+    def burst() -> list[dict[str, Any]]:
+        with ThreadPoolExecutor(5) as pool:
+            busy = pool.submit(server.generate, fresh(50 + number, 20), 40)
+            answers = list(pool.map(ask, range(4)))
+            busy.result()
+            return answers
+
+    answers, steps = server.new_steps(burst)
+    computed = sum(step["extend_tokens"] for step in steps) - 20
+    assert 300 + 4 * 5 <= computed <= len(set(workflows)) * 300 + 4 * 5
+    assert sum(answer["meta_info"]["cached_tokens"] for answer in answers) == 4 * 305 - computed
 
 
 def test_a_long_prompt_is_computed_in_chunks(server: Server) -> None:

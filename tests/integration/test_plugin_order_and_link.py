@@ -29,14 +29,17 @@ from hexgen_sglang.protocol.messages import (
     LINK_VERSION,
     Cancel,
     CoordinatorMessage,
+    Features,
     Goodbye,
     Heartbeat,
     Hello,
     HelloWanted,
     Load,
     PolicySettings,
+    Release,
     Reprioritise,
     RequestFinished,
+    Retain,
     StageFinished,
     Welcome,
     WorkerMessage,
@@ -203,7 +206,10 @@ def engine(tiny_model: str, logs_folder: Path) -> Iterator[Engine]:
         schedule_policy="hexgen",
         coordinator_link=coordinator.endpoint,
         hardware="test-cpu",
-        flags=("--max-running-requests", "1"),
+        flags=(
+            *("--max-running-requests", "1"),
+            *("--hexgen-retain-prefixes", "0.5", "--enable-metrics"),
+        ),
     )
     arguments = spec.command()[spec.command().index("sglang.launch_server") + 1 :]
     sglang = str(Path(sys.executable).with_name("sglang"))
@@ -274,6 +280,40 @@ def test_prefix_hits_are_reported(engine: Engine) -> None:
         assert post(f"{engine.spec.url}/generate", body)[0] == 200
     first, second = engine.ends(since, 2)
     assert second.cached_tokens > first.prompt_tokens // 2
+
+
+def test_a_kept_prefix_outlives_one_that_was_used_later(engine: Engine) -> None:
+    """16,384 KV tokens; what waits, and then untagged prompts, need more than is left."""
+
+    def ask(rid: str, first: int, workflow_id: str | None = None, size: int = 2_500) -> Any:
+        tag = {"workflow_id": workflow_id, "stage": rid} if workflow_id else None
+        params: dict[str, Any] = {"max_new_tokens": 1, "ignore_eos": True}
+        if tag is not None:
+            params["custom_params"] = {"hexgen": tag}
+        ids = [300 + first] * 4 + [300 + (number * 7 + first) % 500 for number in range(size)]
+        body = {"input_ids": ids, "rid": rid, "sampling_params": params}
+        status, answer = post(f"{engine.spec.url}/generate", body)
+        assert status == 200, answer
+        return answer["meta_info"]["cached_tokens"]
+
+    def kept_tokens() -> float:
+        with urllib.request.urlopen(f"{engine.spec.url}/metrics", timeout=60) as answer:
+            lines = answer.read().decode().splitlines()
+        mine = 'hexgen_retained_prefix_tokens_total{outcome="kept"'
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(mine))
+
+    since = len(engine.coordinator.messages)
+    assert engine.coordinator.seen(Features) == [Features(keeps_prefixes=True)]
+    assert ask("kept-1", 1, "kept") == 0
+    assert ask("given-up-1", 2, "given-up") == 0
+    engine.coordinator.send(Release("given-up"))
+    engine.coordinator.send(Retain("kept", 60_000.0))
+    engine.coordinator.wait_for("mark", lambda: kept_tokens() >= 2_500)
+    for number in range(5):
+        ask(f"other-{number}", 10 + number)
+    assert ask("kept-2", 1, "kept") >= 2_500
+    assert ask("given-up-2", 2, "given-up") == 0
+    engine.ends(since, 9)
 
 
 def test_a_malformed_tag_is_a_400_that_names_field_value_and_range(engine: Engine) -> None:

@@ -70,9 +70,9 @@ class Server:
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
 
-    def num_waiting(self) -> int:
+    def load(self, name: str) -> int:
         with urllib.request.urlopen(f"{self.spec.url}/v1/loads", timeout=10) as answer:
-            return sum(row["num_waiting_reqs"] for row in json.load(answer)["loads"])
+            return sum(row[name] for row in json.load(answer)["loads"])
 
 
 LISTENING = "0A"
@@ -163,11 +163,13 @@ def test_requests_end_in_the_order_in_which_they_came(
     budgets_ms = {"slack": 600_000, "tight": 1_000, "malformed": -5}
     threads = [threading.Thread(target=ask, args=("running", {"workflow_id": "w"}, LONG))]
     threads[0].start()
+    while not server.load("num_running_reqs"):
+        assert threads[0].is_alive(), "the first request ended before it was seen running"
     for number, (rid, budget_ms) in enumerate(budgets_ms.items(), start=1):
         tag = {"workflow_id": rid, "budget_ms": budget_ms}
         threads.append(threading.Thread(target=ask, args=(rid, tag, 4)))
         threads[-1].start()
-        while server.num_waiting() < number:
+        while server.load("num_waiting_reqs") < number:
             assert threads[0].is_alive(), "the first request ended before the others waited"
     for thread in threads:
         thread.join()

@@ -20,6 +20,7 @@ from hexgen_sglang.protocol.codec import (
 from hexgen_sglang.protocol.messages import (
     Cancel,
     CoordinatorMessage,
+    Features,
     Goodbye,
     Heartbeat,
     Hello,
@@ -27,9 +28,12 @@ from hexgen_sglang.protocol.messages import (
     Load,
     PolicySettings,
     Rejected,
+    Release,
     Reprioritise,
     RequestFinished,
+    Retain,
     StageFinished,
+    StepTimes,
     Welcome,
     WorkerMessage,
 )
@@ -43,6 +47,8 @@ SHORT_TEXTS = st.text(VALID_TEXT, max_size=64)
 REQUEST_IDS = st.text(VALID_TEXT, min_size=1, max_size=128)
 COUNTS = st.integers(0, 2**40)
 DURATIONS_MS = st.floats(0, 604_800_000)
+STEP_SECONDS = st.floats(0, 60)
+TOKEN_SECONDS = st.floats(0, 1)
 
 WORKER_MESSAGES = st.one_of(
     st.builds(
@@ -74,6 +80,13 @@ WORKER_MESSAGES = st.one_of(
         aborted=st.booleans(),
     ),
     st.builds(StageFinished, WORKFLOW_IDS, NAMES, COUNTS, COUNTS, DURATIONS_MS),
+    st.builds(
+        StepTimes,
+        *[STEP_SECONDS, TOKEN_SECONDS, TOKEN_SECONDS],
+        *[STEP_SECONDS, STEP_SECONDS, TOKEN_SECONDS],
+        *[COUNTS, COUNTS],
+    ),
+    st.builds(Features, st.booleans()),
     st.builds(Goodbye, TEXTS),
 )
 COORDINATOR_MESSAGES = st.one_of(
@@ -89,6 +102,8 @@ COORDINATOR_MESSAGES = st.one_of(
         NAMES,
         st.dictionaries(NAMES, st.floats(allow_nan=False), max_size=64),
     ),
+    st.builds(Retain, WORKFLOW_IDS, DURATIONS_MS),
+    st.builds(Release, WORKFLOW_IDS),
 )
 EITHER = st.one_of(
     WORKER_MESSAGES.map(lambda message: (message, decode_worker_message)),

@@ -111,3 +111,28 @@ def test_scores_are_finite_and_of_one_length(name, request, choices):
     scores = [policy.score(request, candidate, usable) for candidate in usable]
     assert all(isinstance(part, float) and math.isfinite(part) for s in scores for part in s)
     assert len({len(score) for score in scores}) <= 1
+
+
+@every_policy
+@settings(max_examples=20, deadline=None)
+@given(rounds=ROUNDS)
+def test_the_prices_told_are_of_the_winner_and_of_another_candidate(name, rounds):
+    policy = DISPATCH.create(name)
+    for request, choices in rounds:
+        picked = policy.pick(request, choices)
+        known = {c.worker.worker_id: c for c in choices}
+        told = [price.worker_id for price in policy.prices]
+        if picked is None:
+            # It waits for one without room, or there was none at all.
+            assert not told or not known[told[0]].has_room
+        else:
+            assert told[0] == picked
+        assert len(told) == len(set(told)) <= 2
+        for price in policy.prices:
+            candidate = known[price.worker_id]
+            assert len(price.terms) == len(policy.price_terms)
+            assert all(math.isfinite(term) for term in price.terms)
+            assert price.has_room == candidate.has_room
+            assert price.num_cached_tokens == candidate.num_cached_tokens
+        if len(told) == 2:
+            assert policy.prices[0].terms[:1] <= policy.prices[1].terms[:1]

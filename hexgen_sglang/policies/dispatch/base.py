@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.core.worker import WorkerState, WorkerView
@@ -34,6 +34,35 @@ class Candidate:
     has_room: bool = True
 
 
+class Price(NamedTuple):
+    """What one worker came to in a decision.
+
+    Attributes:
+        worker_id: whose price it is.
+        has_room, num_cached_tokens: as in its `Candidate`.
+        num_in_flight: requests there at that instant.
+        terms: numbers in the order of the policy's `price_terms`; () for a policy without any.
+    """
+
+    worker_id: str
+    has_room: bool
+    num_cached_tokens: int
+    num_in_flight: int
+    terms: tuple[float, ...]
+
+
+def priced(candidate: Candidate, terms: tuple[float, ...]) -> Price:
+    """The candidate's price of these terms."""
+    worker = candidate.worker
+    return Price(
+        worker.worker_id,
+        candidate.has_room,
+        candidate.num_cached_tokens,
+        worker.num_in_flight,
+        terms,
+    )
+
+
 class DispatchPolicy(Protocol):
     """Picks the worker of one request.
 
@@ -43,6 +72,19 @@ class DispatchPolicy(Protocol):
     A policy that may wait for a worker without room has a true class attribute
     `sees_full_workers`; the others are shown workers with room only, which is cheaper.
     """
+
+    @property
+    def price_terms(self) -> tuple[str, ...]:
+        """Names of the numbers in a price."""
+        ...
+
+    @property
+    def prices(self) -> tuple[Price, ...]:
+        """Of the last decision, for people: the winner's, then the runner-up's if there was one.
+
+        A policy that waits for a worker without room names that one first.
+        """
+        ...
 
     def pick(self, request: RequestView, candidates: Sequence[Candidate]) -> str | None:
         """The id of a READY candidate with room, or None: wait for the next event."""
@@ -61,6 +103,9 @@ def with_room(candidates: Sequence[Candidate]) -> list[Candidate]:
 class ScoredDispatch(ABC):
     """Filter those with room, score each, pick the smallest; the worker id breaks ties."""
 
+    price_terms: tuple[str, ...] = ("score",)
+    prices: tuple[Price, ...] = ()
+
     @abstractmethod
     def score(
         self, request: RequestView, candidate: Candidate, usable: Sequence[Candidate]
@@ -73,10 +118,28 @@ class ScoredDispatch(ABC):
     def pick(self, request: RequestView, candidates: Sequence[Candidate]) -> str | None:
         """The worker with the smallest score, or None when none has room."""
         usable = with_room(candidates)
-        if not usable:
-            return None
-        best = min(usable, key=lambda c: (self.score(request, c, usable), c.worker.worker_id))
-        return best.worker.worker_id
+        scores = [self.score(request, candidate, usable) for candidate in usable]
+        self.prices = cheapest_two(usable, scores)
+        return self.prices[0].worker_id if self.prices else None
+
+
+def cheapest_two(
+    candidates: Sequence[Candidate],
+    scores: Sequence[tuple[float, ...]],
+    terms: Sequence[tuple[float, ...]] | None = None,
+) -> tuple[Price, ...]:
+    """Prices of the two with the smallest scores, the smaller first; of equal ones the first.
+
+    `terms`: of each candidate; the scores themselves without it.
+    """
+    told = scores if terms is None else terms
+    best = second = -1
+    for at, score in enumerate(scores):
+        if best < 0 or score < scores[best]:
+            best, second = at, best
+        elif second < 0 or score < scores[second]:
+            second = at
+    return tuple(priced(candidates[at], told[at]) for at in (best, second) if at >= 0)
 
 
 def queued_tokens(worker: WorkerView) -> int:

@@ -47,6 +47,8 @@ class EarliestCompletion(ScoredDispatch):
         ConfigError: a setting is out of range.
     """
 
+    price_terms = ("completion_ticks", "minus_cached_tokens", "num_in_flight")
+
     def __init__(
         self,
         prefix_trust: float = 0.8,

@@ -44,6 +44,8 @@ class LeastLoad(ScoredDispatch):
         ConfigError: a setting is out of range.
     """
 
+    price_terms = ("work_s", "num_in_flight")
+
     def __init__(
         self,
         barrier_s: float = 1.0,

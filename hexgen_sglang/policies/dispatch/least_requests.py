@@ -19,6 +19,8 @@ from hexgen_sglang.policies.dispatch.base import DISPATCH, Candidate, ScoredDisp
 class LeastRequests(ScoredDispatch):
     """Score: requests in flight."""
 
+    price_terms = ("num_in_flight",)
+
     def score(
         self, request: RequestView, candidate: Candidate, usable: Sequence[Candidate]
     ) -> tuple[float, ...]:

@@ -26,6 +26,8 @@ from hexgen_sglang.policies.dispatch.base import (
 class LeastTokens(ScoredDispatch):
     """Score: tokens in flight, then requests in flight."""
 
+    price_terms = ("num_tokens", "num_in_flight")
+
     def score(
         self, request: RequestView, candidate: Candidate, usable: Sequence[Candidate]
     ) -> tuple[float, ...]:

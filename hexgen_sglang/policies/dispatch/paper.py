@@ -23,7 +23,14 @@ from collections.abc import Sequence
 
 from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.core.worker import WorkerView
-from hexgen_sglang.policies.dispatch.base import DISPATCH, Candidate, with_room
+from hexgen_sglang.policies.dispatch.base import (
+    DISPATCH,
+    Candidate,
+    Price,
+    cheapest_two,
+    priced,
+    with_room,
+)
 from hexgen_sglang.policies.dispatch.rates import known_or_mean
 from hexgen_sglang.policies.settings import at_least, positive, within
 
@@ -43,6 +50,8 @@ class Paper:
         ConfigError: a setting is out of range.
     """
 
+    price_terms = ("minus_score", "alone_s", "queued_s")
+
     def __init__(
         self,
         alpha: float = 0.4,
@@ -56,11 +65,13 @@ class Paper:
         )
         self.default_decode = positive("default_decode_tokens_per_s", default_decode_tokens_per_s)
         self.default_output = at_least("default_output_tokens", default_output_tokens, 1.0)
+        self.prices: tuple[Price, ...] = ()
 
     def pick(self, request: RequestView, candidates: Sequence[Candidate]) -> str | None:
         """The worker with the largest score; ties go to the smaller id."""
         usable = with_room(candidates)
         if not usable:
+            self.prices = ()
             return None
         workers = [candidate.worker for candidate in usable]
         rates = [self._rates(worker, workers) for worker in workers]
@@ -68,12 +79,15 @@ class Paper:
         queued = [self._queued_s(w, *rate) for w, rate in zip(workers, rates, strict=True)]
         base = times.index(min(times))
         if queued[base] <= 0.0:
-            return workers[base].worker_id
-        scores = [
-            self.alpha * times[base] / time_s - (1.0 - self.alpha) * work_s / queued[base]
-            for time_s, work_s in zip(times, queued, strict=True)
-        ]
-        return workers[scores.index(max(scores))].worker_id
+            self.prices = (priced(usable[base], (-self.alpha, times[base], 0.0)),)
+        else:
+            scores = [
+                (1.0 - self.alpha) * work_s / queued[base] - self.alpha * times[base] / time_s
+                for time_s, work_s in zip(times, queued, strict=True)
+            ]
+            terms = list(zip(scores, times, queued, strict=True))
+            self.prices = cheapest_two(usable, [(score,) for score in scores], terms)
+        return self.prices[0].worker_id
 
     def _rates(self, worker: WorkerView, workers: Sequence[WorkerView]) -> tuple[float, float]:
         """Prefill and decode tokens per second, assumed where unknown."""

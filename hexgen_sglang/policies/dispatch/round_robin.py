@@ -13,20 +13,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hexgen_sglang.core.request import RequestView
-from hexgen_sglang.policies.dispatch.base import DISPATCH, Candidate, with_room
+from hexgen_sglang.policies.dispatch.base import DISPATCH, Candidate, Price, priced, with_room
 
 
 @DISPATCH.register("round_robin")
 class RoundRobin:
     """Next id in the circle; stays a circle when workers come and go."""
 
+    price_terms: tuple[str, ...] = ()
+
     def __init__(self) -> None:
         self._last_id = ""
+        self.prices: tuple[Price, ...] = ()
 
     def pick(self, request: RequestView, candidates: Sequence[Candidate]) -> str | None:
         """The first id above the last pick, else the smallest."""
-        ids = [candidate.worker.worker_id for candidate in with_room(candidates)]
-        if not ids:
+        usable = with_room(candidates)
+        if not usable:
+            self.prices = ()
             return None
-        self._last_id = next((worker_id for worker_id in ids if worker_id > self._last_id), ids[0])
+        picked = next((c for c in usable if c.worker.worker_id > self._last_id), usable[0])
+        self.prices = (priced(picked, ()),)
+        self._last_id = picked.worker.worker_id
         return self._last_id

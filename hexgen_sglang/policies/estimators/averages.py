@@ -104,5 +104,9 @@ class BoundedTable(Generic[K, V]):
         for key in [key for key in self._entries if wanted(key)]:
             del self._entries[key]
 
+    def items(self) -> list[tuple[K, V]]:
+        """Every key with its value; does not count as a use."""
+        return list(self._entries.items())
+
     def __len__(self) -> int:
         return len(self._entries)

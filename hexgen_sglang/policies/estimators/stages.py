@@ -6,10 +6,15 @@ the stage "" of the type "".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from hexgen_sglang.policies.estimators.alone import AlonePaths
 from hexgen_sglang.policies.estimators.averages import BoundedTable, RunningMean
+from hexgen_sglang.policies.estimators.chain import Remaining, StageChains, Step
+from hexgen_sglang.policies.estimators.errors import EstimateErrors
+from hexgen_sglang.policies.estimators.quantiles import Quantiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +25,19 @@ class StageVisit:
         stage: name.
         start_s, end_s: first request accepted; last request ended.
         service_s: the longest stay of one of its requests at a worker.
+        num_requests, num_tokens: of it, and the output tokens of those.
+        num_path_tokens, num_path_uncached: most output tokens, and most uncached prompt tokens,
+            of one of its requests.
     """
 
     stage: str
     start_s: float
     end_s: float
     service_s: float
+    num_requests: int = 0
+    num_tokens: int = 0
+    num_path_tokens: int = 0
+    num_path_uncached: int = 0
 
 
 @dataclass(slots=True)
@@ -34,6 +46,7 @@ class _RequestCost:
 
     output_tokens: RunningMean = field(default_factory=RunningMean)
     seconds: RunningMean = field(default_factory=RunningMean)
+    output_quantiles: Quantiles = field(default_factory=Quantiles)
 
 
 @dataclass(slots=True)
@@ -49,9 +62,18 @@ class StageEstimates:
 
     Args:
         max_entries: of each table; the longest unused goes first.
+        uses_chain: `remaining_after_s` is the chain's answer, not the plain mean.
+
+    Attributes:
+        errors: of its predictions. Output tokens are told to it by the coordinator.
+        alone: what workflows would need with the cluster to themselves.
     """
 
-    def __init__(self, max_entries: int = 4_096) -> None:
+    def __init__(self, max_entries: int = 4_096, *, uses_chain: bool = False) -> None:
+        self._uses_chain = uses_chain
+        self._chains = StageChains()
+        self.errors = EstimateErrors()
+        self.alone = AlonePaths(max_entries)
         self._by_stage: BoundedTable[tuple[str, str], _RequestCost] = BoundedTable(
             _RequestCost, max_entries
         )
@@ -75,6 +97,8 @@ class StageEstimates:
         ):
             cost.output_tokens.add(output_tokens)
             cost.seconds.add(seconds)
+        by_stage = self._by_stage.at((workflow_type, stage))
+        by_stage.output_quantiles.add(output_tokens)
 
     def note_workflow(self, workflow_type: str, visits: Sequence[StageVisit]) -> None:
         """A workflow ended in order; `visits` by start.
@@ -85,6 +109,7 @@ class StageEstimates:
         """
         if not visits:
             return
+        self._note_errors(workflow_type, visits)
         remaining_s = 0.0
         workflow_end_s = max(visit.end_s for visit in visits)
         for visit, later in zip(reversed(visits), [None, *reversed(visits)], strict=False):
@@ -95,6 +120,8 @@ class StageEstimates:
             cost = self._visits.at((workflow_type, visit.stage))
             cost.seconds.add(visit.service_s)
             cost.remaining_s.add(remaining_s)
+        self._chains.note(workflow_type, list(_steps(visits)))
+        self.alone.note(workflow_type, visits)
 
     def output_tokens(
         self, workflow_type: str, stage: str, worker_id: str | None = None
@@ -117,14 +144,56 @@ class StageEstimates:
         visits = self._visits.get((workflow_type, stage))
         return visits.seconds.mean if visits else self.request_s(workflow_type, stage)
 
-    def remaining_after_s(self, workflow_type: str, stage: str) -> float | None:
-        """Expected seconds a workflow needs after leaving the stage; None when unseen."""
+    def output_quantile(self, workflow_type: str, stage: str, share: float) -> float | None:
+        """The output length that `share` (0 to 1) of the stage's requests do not exceed."""
+        cost = self._by_stage.get((workflow_type, stage))
+        return None if cost is None else cost.output_quantiles.at(share)
+
+    def remaining_after_s(self, workflow_type: str, stage: str, visit: int = 1) -> float | None:
+        """Expected seconds a workflow needs after its `visit`-th visit of the stage.
+
+        None when unseen.
+        """
+        if self._uses_chain:
+            remaining = self._chains.remaining(workflow_type, stage, visit)
+            return None if remaining is None else remaining.seconds
         visits = self._visits.get((workflow_type, stage))
         return visits.remaining_s.mean if visits else None
+
+    def remaining_work(self, workflow_type: str, stage: str, visit: int = 1) -> Remaining | None:
+        """Requests, tokens and seconds still to come, by the chain; None when unseen."""
+        return self._chains.remaining(workflow_type, stage, visit)
+
+    def gap_s(self, workflow_type: str, stage: str) -> float | None:
+        """Expected tool time between the stage and the next one; None when unseen."""
+        return self._chains.gap_s(workflow_type, stage)
 
     def forget_worker(self, worker_id: str) -> None:
         """Drop what was learned of one worker."""
         self._by_worker.drop(lambda key: key[0] == worker_id)
+
+    def _note_errors(self, workflow_type: str, visits: Sequence[StageVisit]) -> None:
+        """What was predicted of a workflow that has ended, against what came."""
+        steps = list(_steps(visits))
+        numbers = Counter(step.stage for step in steps)
+        note = self.errors.note
+        left_s = 0.0
+        left_requests = 0.0
+        for at in range(len(steps) - 1, -1, -1):
+            step = steps[at]
+            if at + 1 < len(steps):
+                left_s += steps[at + 1].service_s + step.gap_s
+                left_requests += steps[at + 1].num_requests
+                note("gap_s", workflow_type, self.gap_s(workflow_type, step.stage), step.gap_s)
+            known = self._visits.get((workflow_type, step.stage))
+            if known is not None:
+                note("stage_s", workflow_type, known.seconds.mean, visits[at].service_s)
+                note("remaining_s", workflow_type, known.remaining_s.mean, left_s)
+            chain = self._chains.remaining(workflow_type, step.stage, numbers[step.stage])
+            numbers[step.stage] -= 1
+            if chain is not None:
+                note("remaining_chain_s", workflow_type, chain.seconds, left_s)
+                note("remaining_requests", workflow_type, chain.num_requests, left_requests)
 
     def _cost(self, workflow_type: str, stage: str, worker_id: str | None) -> _RequestCost | None:
         """The most special means with a sample, or None."""
@@ -133,3 +202,14 @@ class StageEstimates:
             if cost is not None:
                 return cost
         return self._by_stage.get((workflow_type, stage))
+
+
+def _steps(visits: Sequence[StageVisit]) -> Iterator[Step]:
+    """Visits by start as a path: of visits that overlap, only the time until the next begins."""
+    for visit, later in zip(visits, [*visits[1:], None], strict=True):
+        service_s, gap_s = visit.service_s, 0.0
+        if later is not None:
+            gap_s = max(0.0, later.start_s - visit.end_s)
+            if later.start_s < visit.end_s:
+                service_s = min(service_s, max(0.0, later.start_s - visit.start_s))
+        yield Step(visit.stage, visit.num_requests, visit.num_tokens, service_s, gap_s)

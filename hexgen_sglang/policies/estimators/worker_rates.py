@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 
 from hexgen_sglang.policies.estimators.averages import BoundedTable, DecayedRate, RunningMean
 
+_MIN_REQUESTS = 8
+# What no worker reaches, time-scaled emulation included: beyond it a report is wrong.
+_MAX_PREFILL_TOKENS_PER_S = 1e7
+_MAX_DECODE_TOKENS_PER_S = 1e4
+_MAX_STALL = 20.0  # a wrong report must not make a worker look useless
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:
@@ -16,12 +22,14 @@ class Rates:
         decode_tokens_per_s: output tokens per second of one request in the usual batch.
         usual_batch: mean requests in flight when decode was measured; at least 1.
         tokens_per_s: prompt plus output tokens per busy second of the worker.
+        decode_stall: time between tokens / the decode step alone; at least 1.
     """
 
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
     usual_batch: float = 1.0
     tokens_per_s: float | None = None
+    decode_stall: float = 1.0
 
 
 @dataclass(slots=True)
@@ -32,6 +40,7 @@ class _Measured:
     decode: DecayedRate = field(default_factory=DecayedRate)
     batch: RunningMean = field(default_factory=RunningMean)
     throughput: DecayedRate = field(default_factory=DecayedRate)
+    stall: RunningMean = field(default_factory=RunningMean)
     stated: Rates = field(default_factory=Rates)
 
 
@@ -53,6 +62,9 @@ class WorkerRates:
 
     def note_prefill(self, worker_id: str, num_tokens: int, seconds: float) -> None:
         """`num_tokens` uncached prompt tokens took `seconds` from admission to first token."""
+        if num_tokens <= 0 or seconds <= 0:
+            return
+        seconds = max(seconds, num_tokens / _MAX_PREFILL_TOKENS_PER_S)
         self._workers.at(worker_id).prefill.add(num_tokens, seconds)
 
     def note_decode(self, worker_id: str, num_tokens: int, seconds: float, batch: int) -> None:
@@ -60,8 +72,14 @@ class WorkerRates:
         if num_tokens <= 0 or seconds <= 0:
             return
         measured = self._workers.at(worker_id)
-        measured.decode.add(num_tokens, seconds)
+        measured.decode.add(num_tokens, max(seconds, num_tokens / _MAX_DECODE_TOKENS_PER_S))
         measured.batch.add(max(1, batch))
+
+    def note_stall(self, worker_id: str, observed_s: float, alone_s: float) -> None:
+        """A request's decode took `observed_s`; its steps alone would take `alone_s`."""
+        if observed_s > 0 and alone_s > 0:
+            ratio = min(_MAX_STALL, max(1.0, observed_s / alone_s))
+            self._workers.at(worker_id).stall.add(ratio)
 
     def note_throughput(self, worker_id: str, num_tokens: int, busy_s: float) -> None:
         """`num_tokens` of all requests were finished in `busy_s` of having any in flight."""
@@ -77,6 +95,14 @@ class WorkerRates:
             measured.decode.per_second or measured.stated.decode_tokens_per_s,
             max(1.0, measured.batch.mean),
             measured.throughput.per_second,
+            max(1.0, measured.stall.mean),
+        )
+
+    def is_measured(self, worker_id: str) -> bool:
+        """Whether prefill and decode rest on enough ended requests to be believed."""
+        measured = self._workers.get(worker_id)
+        return measured is not None and (
+            min(measured.prefill.count, measured.decode.count) >= _MIN_REQUESTS
         )
 
     def rename(self, old_id: str, new_id: str) -> None:

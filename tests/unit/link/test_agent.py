@@ -16,11 +16,14 @@ from hexgen_sglang.plugin.agent import WorkerAgent
 from hexgen_sglang.plugin.registration import LinkState, Patience
 from hexgen_sglang.protocol.messages import (
     Cancel,
+    Features,
     Heartbeat,
     Load,
     PolicySettings,
     Rejected,
+    Release,
     Reprioritise,
+    Retain,
     StageFinished,
     Welcome,
 )
@@ -46,6 +49,7 @@ class Recorder:
     def __init__(self):
         self.answer = WELCOME
         self.hellos, self.loads, self.stages, self.ends = [], [], [], []
+        self.features = []
 
     def on_hello(self, hello):
         self.hellos.append(hello)
@@ -60,8 +64,14 @@ class Recorder:
     def on_request_finished(self, worker_id, message):
         raise AssertionError("none is sent here")
 
+    def on_step_times(self, worker_id, message):
+        pass
+
     def on_stage_finished(self, worker_id, message):
         self.stages.append(message.num_requests)
+
+    def on_features(self, worker_id, message):
+        self.features.append(message)
 
     def on_goodbye(self, worker_id, reason):
         self.ends.append(f"goodbye: {reason}")
@@ -127,15 +137,37 @@ async def test_it_registers_reports_in_order_and_brings_commands(scene, hello):
         Reprioritise(workflow_id="flow", budget_ms=5, predicted_remaining_ms=1.0),
         CANCEL,
         PolicySettings(ordering="fcfs", settings={}),
+        Retain(workflow_id="flow", ttl_ms=500.0),
+        Release(workflow_id="flow"),
     ]
     for command in commands:
         assert await scene.link.send_to("w1", command)
     taken = []
-    await until(lambda: taken.extend(agent.take_commands()) or len(taken) == 3)
+    await until(lambda: taken.extend(agent.take_commands()) or len(taken) == 5)
     assert taken == commands
     status = agent.status()
     assert status.state is LinkState.WELCOMED
     assert (status.num_reported, status.num_sent, status.num_dropped) == (1000, 1000, 0)
+
+
+async def test_what_it_does_beyond_the_first_version_is_said_after_every_welcome(scene, hello):
+    scene.start_coordinator()
+    features = Features(keeps_prefixes=True)
+    scene.start_agent(hello, features=features)
+    await until(lambda: scene.observer.features == [features])
+    await scene.stop_coordinator()
+    scene.start_coordinator()
+    await until(lambda: len(scene.observer.features) > 1)
+    plain = Recorder()
+    await scene.stop_coordinator()
+    for agent in scene.agents:
+        await asyncio.to_thread(agent.stop, "another follows", 30.0)
+    scene.observer = plain
+    scene.start_coordinator()
+    agent = scene.start_agent(hello)
+    agent.report(stage(1))
+    await until(lambda: plain.stages == [1])
+    assert plain.features == []
 
 
 async def test_heartbeats_and_welcomes_are_no_commands(scene, hello):

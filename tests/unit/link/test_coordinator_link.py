@@ -47,8 +47,14 @@ class Recorder:
     def on_request_finished(self, worker_id, message):
         self.events.append(("request", worker_id, message))
 
+    def on_step_times(self, worker_id, message):
+        self.events.append(("steps", worker_id, message))
+
     def on_stage_finished(self, worker_id, message):
         self.events.append(("stage", worker_id, message))
+
+    def on_features(self, worker_id, message):
+        self.events.append(("features", worker_id, message))
 
     def on_goodbye(self, worker_id, reason):
         self.events.append(("goodbye", worker_id, reason))

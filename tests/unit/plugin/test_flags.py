@@ -70,6 +70,13 @@ def test_names_and_address_for_the_coordinator_can_be_stated() -> None:
     assert asked.url == "https://gpu-1:8443"
 
 
+def test_prefixes_are_kept_only_when_asked_for() -> None:
+    plain, asked = config(*LINK), config(*LINK, "--hexgen-retain-prefixes", "0.4")
+    assert plain is not None
+    assert asked is not None
+    assert (plain.retained_share, asked.retained_share) == (0.0, 0.4)
+
+
 @pytest.mark.parametrize(
     "flag", [flag for flag in FLAGS if flag.needs is not None], ids=lambda flag: flag.name
 )
@@ -96,6 +103,8 @@ def test_a_flag_without_the_one_it_needs_is_refused(flag) -> None:
         ((*LINK, "--hexgen-advertise-url", "gpu-1:8443"), "--hexgen-advertise-url='gpu-1:8443'"),
         ((*LINK, "--hexgen-hardware", "x" * 65), "--hexgen-hardware='x"),
         ((*LINK, "--hexgen-keys", "/no/such/folder"), "--hexgen-keys=/no/such/folder: no such"),
+        ((*LINK, "--hexgen-retain-prefixes", "1.5"), "prefixes=1.5: must be 0 to 1"),
+        ((*LINK, "--hexgen-retain-prefixes", "nan"), "prefixes=nan: must be 0 to 1"),
         ((*LINK, "--dp-size", "2"), "--dp-size=2: must be 1 with --hexgen-coordinator"),
         (("--hexgen-emulate", "/no/such/profile.toml"), "/no/such/profile.toml"),
     ],

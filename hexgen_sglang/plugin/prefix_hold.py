@@ -1,0 +1,86 @@
+"""Requests that wait for a prefix: nothing that is being computed is computed again beside it.
+
+Siblings of a stage come together and share thousands of prompt tokens. SGLang's cache holds a
+prefix only after its step has ended, so siblings admitted before that would compute it each for
+themselves. Here they stay behind, for a step or two, until the first of them has put it there.
+
+Runs on SGLang's scheduler thread, in every choice of a batch. SGLang is not imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# Not worth waiting for fewer tokens: a step costs more than they do.
+WORTH_WAITING = 128
+
+
+class PrefixHold:
+    """Takes requests out of the waiting queue while a batch is chosen.
+
+    Args:
+        workflow_of: the workflow of a `Req`; only requests of one workflow are compared.
+
+    Attributes:
+        num_held: requests held so far, each time counted.
+    """
+
+    def __init__(self, workflow_of: Callable[[Any], str]) -> None:
+        self.num_held = 0
+        self._workflow_of = workflow_of
+        self._in_progress: Sequence[Any] = ()
+        self._held: list[Any] = []
+
+    def begin(self, in_progress: Sequence[Any]) -> None:
+        """A batch is about to be chosen, while these `Req` have their prompts computed."""
+        self._in_progress = in_progress
+
+    def take_out(self, waiting_queue: list[Any]) -> None:
+        """Leave in the queue, which is in order, only what should be admitted now.
+
+        Held is what shares with a prompt in progress, or with one before it in the queue, at
+        least 128 tokens more than it has in the cache. Held requests keep their order.
+        """
+        if len(waiting_queue) + len(self._in_progress) < 2:
+            return
+        leaders: dict[str, list[Any]] = {}
+        for req in self._in_progress:
+            leaders.setdefault(self._workflow_of(req), []).append(req)
+        kept = []
+        for req in waiting_queue:
+            group = leaders.setdefault(self._workflow_of(req), [])
+            cached = getattr(req, "num_matched_prefix_tokens", 0) or 0
+            ids = req.origin_input_ids
+            if any(
+                shared_tokens(ids, leader.origin_input_ids) - cached >= WORTH_WAITING
+                for leader in group
+            ):
+                self._held.append(req)
+            else:
+                group.append(req)
+                kept.append(req)
+        if self._held:
+            self.num_held += len(self._held)
+            waiting_queue[:] = kept
+
+    def give_back(self) -> list[Any]:
+        """The held requests, for the waiting queue; none are held any more."""
+        held, self._held = self._held, []
+        self._in_progress = ()
+        return held
+
+
+def shared_tokens(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """Tokens that two prompts share from the first on; 0 when fewer than 128."""
+    low, high = 0, min(len(ours), len(theirs))
+    if high < WORTH_WAITING or ours[:WORTH_WAITING] != theirs[:WORTH_WAITING]:
+        return 0
+    low = WORTH_WAITING
+    while low < high:  # the first `low` agree, and no more than `high` do
+        middle = (low + high + 1) // 2
+        if ours[low:middle] == theirs[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

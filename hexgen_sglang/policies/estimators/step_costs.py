@@ -1,0 +1,120 @@
+"""What a worker's steps cost, fitted to the steps that it has timed.
+
+Least squares with non-negative terms, separately for prefill and decode steps, over samples
+that are slowly forgotten. The plugin feeds it in each scheduler process, the simulator for its
+engines; see `core.worker.StepCosts` for the terms.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from hexgen_sglang.core.worker import StepCosts
+
+# Steps of a kind before its terms are told.
+MIN_STEPS = 8
+_KEEP = 0.999
+_SUBSETS = [rows for size in (1, 2, 3) for rows in itertools.combinations(range(3), size)]
+# Columns are brought to one size, so that the equations are well conditioned.
+_PREFILL_UNITS = (1.0, 1e3, 1e6)  # steps, uncached tokens, sum of attended tokens
+_DECODE_UNITS = (1.0, 10.0, 1e4)  # steps, requests, context tokens
+
+
+class StepCostFit:
+    """The fit of one worker.
+
+    Attributes:
+        num_prefills, num_decodes: steps seen.
+    """
+
+    def __init__(self) -> None:
+        self.num_prefills = 0
+        self.num_decodes = 0
+        self._prefill = _Equations(_PREFILL_UNITS)
+        self._decode = _Equations(_DECODE_UNITS)
+
+    def add_prefill(self, num_uncached: int, num_attended: float, seconds: float) -> None:
+        """A prefill step of so many uncached tokens took `seconds`.
+
+        `num_attended`: sum over its prompts of uncached x (cached + uncached / 2).
+        """
+        self.num_prefills += 1
+        self._prefill.add((1.0, num_uncached, num_attended), seconds, 1.0)
+
+    def add_decode(
+        self, num_requests: int, num_context_tokens: float, seconds: float, steps: int = 1
+    ) -> None:
+        """`steps` decode steps of so many requests took `seconds` each, on average.
+
+        `num_context_tokens`: their contexts together, on average.
+        """
+        self.num_decodes += steps
+        self._decode.add((1.0, num_requests, num_context_tokens), seconds, float(steps))
+
+    def costs(self) -> StepCosts | None:
+        """The terms; None before 8 steps of each kind."""
+        if self.num_prefills < MIN_STEPS or self.num_decodes < MIN_STEPS:
+            return None
+        return StepCosts(*self._prefill.solution(), *self._decode.solution())
+
+
+class _Equations:
+    """Normal equations of a linear model with three terms, each at least 0."""
+
+    def __init__(self, units: tuple[float, float, float]) -> None:
+        self._units = units
+        # Upper triangle of X'X, X'y; plain floats, since a sample is added in every step.
+        self._squares = [0.0] * 6
+        self._products = [0.0] * 3
+
+    def add(self, terms: tuple[float, float, float], seconds: float, weight: float) -> None:
+        """One sample; `weight` as if it had come so often."""
+        a, b, c = (term / unit for term, unit in zip(terms, self._units, strict=True))
+        keep = _KEEP**weight
+        squares, products = self._squares, self._products
+        for place, value in enumerate((a * a, a * b, a * c, b * b, b * c, c * c)):
+            squares[place] = keep * squares[place] + weight * value
+        for place, value in enumerate((a, b, c)):
+            products[place] = keep * products[place] + weight * value * seconds
+
+    def solution(self) -> tuple[float, float, float]:
+        """The best non-negative terms: of all sets of terms left out, the best feasible one."""
+        aa, ab, ac, bb, bc, cc = self._squares
+        ridge = 1e-9 * (aa + bb + cc)
+        squares = ((aa + ridge, ab, ac), (ab, bb + ridge, bc), (ac, bc, cc + ridge))
+        best = [0.0, 0.0, 0.0]
+        least = 0.0
+        for chosen in _SUBSETS:
+            found = _solved(
+                [[squares[row][column] for column in chosen] for row in chosen],
+                [self._products[row] for row in chosen],
+            )
+            if min(found) < 0:
+                continue
+            # The squared error, less a constant.
+            error = -sum(
+                term * self._products[row] for term, row in zip(found, chosen, strict=True)
+            )
+            if error < least:
+                least = error
+                best = [0.0, 0.0, 0.0]
+                for term, row in zip(found, chosen, strict=True):
+                    best[row] = term
+        one, two, three = (term / unit for term, unit in zip(best, self._units, strict=True))
+        return one, two, three
+
+
+def _solved(rows: list[list[float]], right: list[float]) -> list[float]:
+    """Solve up to three symmetric, positive definite equations; numpy takes ten times as long."""
+    size = len(right)
+    for pivot in range(size):
+        for row in range(pivot + 1, size):
+            factor = rows[row][pivot] / rows[pivot][pivot]
+            for column in range(pivot, size):
+                rows[row][column] -= factor * rows[pivot][column]
+            right[row] -= factor * right[pivot]
+    found = [0.0] * size
+    for row in reversed(range(size)):
+        known = sum(rows[row][column] * found[column] for column in range(row + 1, size))
+        found[row] = (right[row] - known) / rows[row][row]
+    return found

@@ -1,0 +1,133 @@
+"""What the marginal-cost policy weighs, one term at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hexgen_sglang.core.request import RequestView
+from hexgen_sglang.core.worker import InFlight, StepCosts, WorkerView
+from hexgen_sglang.policies.dispatch import DISPATCH, Candidate
+
+FAST = StepCosts(0.05, 0.0003, 0.0, 0.02, 0.0005, 2e-7)
+SLOW = StepCosts(0.07, 0.0009, 0.0, 0.035, 0.0008, 3e-7)
+
+
+def request(**fields: Any) -> RequestView:
+    """A candidate of a workflow with half of its budget left."""
+    values: dict[str, Any] = {
+        "request_id": "r",
+        "workflow_id": "w",
+        "stage": "generate_candidate",
+        "arrival_s": 100.0,
+        "deadline_s": 150.0,
+        "budget_s": 100.0,
+        "num_prompt_tokens": 4_000,
+        "expected_output_tokens": 300,
+        **fields,
+    }
+    return RequestView(**values)
+
+
+def in_flight(name: str, **fields: Any) -> InFlight:
+    """A request of another workflow that decodes since a second."""
+    values: dict[str, Any] = {
+        "request_id": name,
+        "workflow_id": f"of-{name}",
+        "stage": "revise",
+        "num_prompt_tokens": 2_000,
+        "num_uncached_tokens": 500,
+        "expected_output_tokens": 200,
+        "sent_s": 98.0,
+        "deadline_s": 150.0,
+        "budget_s": 100.0,
+        "predicted_remaining_s": 5.0,
+        "siblings": 1,
+        "first_token_s": 99.0,
+        **fields,
+    }
+    return InFlight(**values)
+
+
+def worker(name: str, *busy: InFlight, costs: StepCosts | None = FAST, **fields: Any) -> WorkerView:
+    """A ready worker at second 100."""
+    return WorkerView(
+        name, num_in_flight=len(busy), in_flight=busy, costs=costs, now_s=100.0, **fields
+    )
+
+
+def pick(asked: RequestView, *candidates: Candidate, **settings: float) -> str | None:
+    """One decision of a fresh policy."""
+    return DISPATCH.create("marginal_cost", **settings).pick(asked, list(candidates))
+
+
+def test_the_faster_of_two_idle_workers_gets_the_request() -> None:
+    assert pick(request(), Candidate(worker("a", costs=SLOW)), Candidate(worker("b"))) == "b"
+
+
+def test_it_goes_where_its_prefix_is_when_that_saves_more_than_it_waits() -> None:
+    holder = Candidate(worker("a", in_flight("x")), num_cached_tokens=3_900)
+    idle = Candidate(worker("b"))
+    assert pick(request(), holder, idle) == "a"
+    assert pick(request(), holder, idle, prefix_trust=0.0) == "b"
+
+
+def test_it_spares_urgent_requests_the_stall_of_its_prefill() -> None:
+    urgent = in_flight("u", deadline_s=106.0)
+    relaxed = in_flight("r", deadline_s=199.0)
+    tight, loose = Candidate(worker("a", urgent)), Candidate(worker("b", relaxed))
+    assert pick(request(), tight, loose) == "b"
+    # Without the delay imposed on others they are alike, and the smaller name goes first.
+    assert pick(request(), tight, loose, imposed_weight=0.0) == "a"
+
+
+def test_it_waits_for_the_better_worker_only_when_it_may() -> None:
+    full = Candidate(worker("a", in_flight("x")), num_cached_tokens=3_900, has_room=False)
+    hopeless = Candidate(worker("b", costs=replace(SLOW, prefill_token_s=0.02)))
+    assert pick(request(), full, hopeless) is None
+    policy = DISPATCH.create("marginal_cost", may_wait=0.0)
+    assert not policy.sees_full_workers
+    assert policy.pick(request(), [hopeless]) == "b"
+
+
+def test_a_sibling_that_decides_nothing_leaves_the_fast_worker_to_others() -> None:
+    policy = DISPATCH.create("marginal_cost")
+    crowd = [in_flight(str(number), deadline_s=110.0) for number in range(6)]
+    fast, slow = Candidate(worker("a", *crowd, version=6)), Candidate(worker("b", costs=SLOW))
+    long = request(request_id="long", siblings=2, expected_output_tokens=900)
+    short = request(request_id="short", siblings=2, sibling_index=1, expected_output_tokens=60)
+    first = policy.pick(long, [Candidate(worker("a")), slow])
+    assert first == "a"
+    assert policy.pick(short, [fast, slow]) == "b"
+
+
+def test_memory_that_must_be_freed_first_counts_as_waiting() -> None:
+    busy = [in_flight(str(number), expected_output_tokens=900) for number in range(4)]
+    cramped = Candidate(worker("a", *busy, kv_capacity_tokens=12_000))
+    roomy = Candidate(worker("b", *busy, kv_capacity_tokens=120_000))
+    assert pick(request(), cramped, roomy) == "b"
+
+
+def test_a_worker_of_which_nothing_is_known_is_priced_by_its_rates() -> None:
+    unknown = Candidate(
+        worker("a", costs=None, prefill_tokens_per_s=100.0, decode_tokens_per_s=2.0)
+    )
+    assert pick(request(), unknown, Candidate(worker("b", costs=SLOW))) == "b"
+    assert pick(request(), Candidate(worker("a", costs=None))) == "a"
+
+
+def test_what_is_kept_of_a_worker_is_dropped_when_something_there_changes() -> None:
+    policy = DISPATCH.create("marginal_cost")
+    calm = Candidate(worker("a", version=1))
+    other = Candidate(worker("b", costs=SLOW, version=1))
+    assert policy.pick(request(), [calm, other]) == "a"
+    waiting = [in_flight(str(n), first_token_s=None, num_uncached_tokens=9_000) for n in range(9)]
+    assert policy.pick(request(), [Candidate(worker("a", *waiting, version=2)), other]) == "b"
+
+
+@pytest.mark.parametrize("setting", ["slack_offset", "prefix_trust", "caution"])
+def test_settings_out_of_range_are_refused_by_name(setting: str) -> None:
+    with pytest.raises(Exception, match=setting):
+        DISPATCH.create("marginal_cost", **{setting: -1.0})
