@@ -55,6 +55,10 @@ class CoordinatorClient:
         """What GET /workflows/{id} says of a workflow; None when it is not known (any more)."""
         return self._call_if_known("GET", workflow_id)
 
+    def explain(self, workflow_id: str) -> dict[str, Any] | None:
+        """What GET /workflows/{id}/explain says; None when it is not known (any more)."""
+        return self._call_if_known("GET", workflow_id, "/explain")
+
     def end_workflow(self, workflow_id: str) -> bool:
         """Say that the workflow is over; False when the coordinator does not know it."""
         return self._call_if_known("POST", workflow_id, "/end") is not None

@@ -106,7 +106,7 @@ class ClusterConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_cluster(path: Path) -> ClusterConfig:
-    """Read a cluster file; the profiles it names become absolute paths.
+    """Read a cluster file; the profiles and their folder, as it names them, become absolute paths.
 
     Raises:
         ConfigError: not readable, not TOML, an unknown field, a value out of range, or a
@@ -118,7 +118,11 @@ def load_cluster(path: Path) -> ClusterConfig:
         raise ConfigError(f"{path}: {error}") from error
     config = convert(raw, ClusterConfig, str(path))
     rows = tuple(_with_profile(row, path) for row in config.workers)
-    return msgspec.structs.replace(config, workers=rows)
+    coordinator = config.coordinator
+    if coordinator.accelerators is not None:
+        folder = (path.parent / coordinator.accelerators).resolve()
+        coordinator = msgspec.structs.replace(coordinator, accelerators=str(folder))
+    return msgspec.structs.replace(config, workers=rows, coordinator=coordinator)
 
 
 def _with_profile(row: WorkerRow, path: Path) -> WorkerRow:

@@ -22,6 +22,7 @@ from hexgen_sglang.coordinator.config import (
     WorkerConfig,
     as_toml,
 )
+from hexgen_sglang.core.errors import ConfigError
 
 READY_TIMEOUT_S = 60.0
 
@@ -39,6 +40,14 @@ class CoordinatorSpec:
     config: CoordinatorConfig
     workers: tuple[WorkerConfig, ...] = ()
     name: str = "coordinator"
+
+    def __post_init__(self) -> None:
+        for name in ("api_keys", "tls_cert"):
+            if getattr(self.config, name) is not None:
+                raise ConfigError(
+                    f"{name}: must be left out here, where the coordinator is watched without "
+                    "key or certificate; use `hexgen-sglang coordinator --config FILE`"
+                )
 
     @classmethod
     def with_ports(

@@ -20,6 +20,7 @@ from hexgen_sglang.coordinator.http_errors import ApiError, unknown_model
 from hexgen_sglang.coordinator.incoming import IncomingRequest
 from hexgen_sglang.coordinator.live_request import LiveRequest
 from hexgen_sglang.coordinator.metrics import Metrics
+from hexgen_sglang.coordinator.prefix_keeper import PrefixKeeper
 from hexgen_sglang.coordinator.queue import CentralQueue
 from hexgen_sglang.coordinator.worker_client import WorkerClient
 from hexgen_sglang.coordinator.workers import WorkerDirectory
@@ -40,6 +41,7 @@ class Parts:
     metrics: Metrics
     client: WorkerClient
     attempts: AttemptIO
+    keeper: PrefixKeeper
     clock: Callable[[], float] = time.monotonic
 
 
@@ -55,11 +57,11 @@ def admit(parts: Parts, incoming: IncomingRequest) -> LiveRequest:
         parts.dispatcher.run_pass()  # some of it may be leaving in this turn of the loop
     parts.queue.check_room()
     request_id = uuid.uuid4().hex
-    workflow, record = parts.tracker.accept(incoming.tag, request_id, parts.clock())
+    workflow, record = parts.tracker.accept(incoming.tag_for(request_id), request_id, parts.clock())
     loop = asyncio.get_running_loop()
     request = LiveRequest(
         incoming=incoming,
-        view=_view(parts.estimates, incoming, workflow, record, lane),
+        view=request_view(parts.estimates, incoming, workflow, record, lane),
         workflow=workflow,
         record=record,
         lane=lane,
@@ -69,6 +71,18 @@ def admit(parts: Parts, incoming: IncomingRequest) -> LiveRequest:
     parts.queue.push(request)
     parts.dispatcher.kick()
     return request
+
+
+def no_worker(parts: Parts) -> ApiError:
+    """503: a request waited for a worker for as long as it may."""
+    return ApiError(
+        503,
+        f"no worker could start the request within {parts.config.queue_timeout_s:g} s; "
+        f"{len(parts.directory.ready())} of {len(parts.directory.workers)} workers are ready",
+        kind="server_error",
+        code="no_worker",
+        retry_after_s=parts.dispatcher.retry_after_s(),
+    )
 
 
 _ANY_MODEL = "default"
@@ -92,7 +106,7 @@ def _lane(known: dict[str, dict[str, object]], model: str | None) -> str:
     raise unknown_model(model, known)
 
 
-def _view(
+def request_view(
     estimates: Estimates,
     incoming: IncomingRequest,
     workflow: Workflow,
@@ -108,11 +122,16 @@ def _view(
         workflow_type=kind,
         stage=stage,
         deadline_s=workflow.deadline_s,
-        predicted_remaining_s=estimates.predicted_remaining_s(kind, stage) or 0.0,
+        budget_s=None if workflow.deadline_s is None else workflow.deadline_s - workflow.started_s,
+        predicted_remaining_s=estimates.predicted_remaining_s(
+            kind, stage, workflow.num_visits(stage)
+        )
+        or 0.0,
         predicted_stage_s=estimates.predicted_stage_s(kind, stage) or 0.0,
         num_prompt_tokens=estimates.num_prompt_tokens(lane, incoming.shape),
         expected_output_tokens=estimates.expected_output_tokens(kind, stage, incoming),
         siblings=record.siblings,
         sibling_index=record.sibling_index,
         tenant=workflow.tenant,
+        predicted_alone_s=estimates.alone_s(kind, stage) or 0.0,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -10,13 +11,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from hexgen_sglang.coordinator import incoming, reports
+from hexgen_sglang.coordinator import incoming, openapi, placement_routes, reports
+from hexgen_sglang.coordinator.access import Caller
+from hexgen_sglang.coordinator.api_keys import Role
 from hexgen_sglang.coordinator.config import WorkerConfig
 from hexgen_sglang.coordinator.delivery import Delivery
+from hexgen_sglang.coordinator.explain import explanation
 from hexgen_sglang.coordinator.http_errors import ApiError, as_api_error
+from hexgen_sglang.coordinator.receiving import admitted, read_body
 from hexgen_sglang.coordinator.service import Coordinator
 from hexgen_sglang.coordinator.workflows import Workflow
 from hexgen_sglang.core.errors import HexgenError, ProtocolError
@@ -26,6 +31,11 @@ from hexgen_sglang.protocol.tag import BudgetMs
 _MAX_LISTED_WORKFLOWS = 1_000
 
 Handler = Callable[[Coordinator, Request], Awaitable[Response]]
+
+# Which roles a route is for; none: whoever reaches the address.
+EVERYBODY: tuple[Role, ...] = ()
+OPERATOR = (Role.OPERATOR,)
+ANY_KEY = tuple(Role)
 
 
 class NewWorker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,15 +52,20 @@ class NewBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget_ms: BudgetMs | None
 
 
-def make_app(coordinator: Coordinator) -> Starlette:
-    """The ASGI application of a coordinator."""
+def make_app(coordinator: Coordinator, more_routes: Sequence[BaseRoute] = ()) -> Starlette:
+    """The ASGI application of a coordinator; `more_routes` look after their callers themselves."""
 
-    def route(path: str, method: str, handler: Handler) -> Route:
+    def route(path: str, method: str, handler: Handler, roles: tuple[Role, ...]) -> Route:
         async def endpoint(request: Request) -> Response:
             try:
+                if roles:
+                    request.state.caller = admitted(coordinator, request.headers, roles)
                 return await handler(coordinator, request)
             except HexgenError as error:
-                return _refusal(as_api_error(error))
+                refusal = as_api_error(error)
+                if refusal.status in (401, 403):
+                    coordinator.parts.metrics.refused.labels(str(refusal.status)).inc()
+                return _refusal(refusal)
 
         return Route(path, endpoint, methods=[method])
 
@@ -58,21 +73,32 @@ def make_app(coordinator: Coordinator) -> Starlette:
         Route(path, _Generation(coordinator, path), methods=["POST"]) for path in incoming.ROUTES
     ]
     others = [
-        route("/v1/models", "GET", _models),
-        route("/health", "GET", _health),
-        route("/metrics", "GET", _metrics),
-        route("/workers", "GET", _list_workers),
-        route("/workers", "POST", _add_worker),
-        route("/workers/{worker_id:path}/drain", "POST", _drain_worker),
-        route("/workers/{worker_id:path}", "DELETE", _remove_worker),
-        route("/workflows", "GET", _list_workflows),
-        route("/workflows/{workflow_id:path}/end", "POST", _end_workflow),
-        route("/workflows/{workflow_id:path}", "GET", _workflow),
-        route("/workflows/{workflow_id:path}", "PATCH", _change_budget),
-        route("/workflows/{workflow_id:path}", "DELETE", _cancel_workflow),
+        route("/v1/models", "GET", _models, ANY_KEY),
+        route("/health", "GET", _health, EVERYBODY),
+        route("/openapi.json", "GET", _openapi, EVERYBODY),
+        route(
+            "/metrics", "GET", _metrics, EVERYBODY if coordinator.config.open_metrics else OPERATOR
+        ),
+        route("/tuning", "GET", _tuning, OPERATOR),
+        route("/workers", "GET", _list_workers, OPERATOR),
+        route("/workers", "POST", _add_worker, OPERATOR),
+        route("/workers/{worker_id:path}/drain", "POST", _drain_worker, OPERATOR),
+        route("/workers/{worker_id:path}", "DELETE", _remove_worker, OPERATOR),
+        route("/workflows", "GET", _list_workflows, ANY_KEY),
+        route("/workflows/{workflow_id:path}/end", "POST", _end_workflow, ANY_KEY),
+        route("/workflows/{workflow_id:path}/explain", "GET", _explain_workflow, ANY_KEY),
+        route("/workflows/{workflow_id:path}", "GET", _workflow, ANY_KEY),
+        route("/workflows/{workflow_id:path}", "PATCH", _change_budget, ANY_KEY),
+        route("/workflows/{workflow_id:path}", "DELETE", _cancel_workflow, ANY_KEY),
     ]
     return Starlette(
-        routes=[*generation, *others], exception_handlers={HTTPException: _http_exception}
+        routes=[
+            *generation,
+            *placement_routes.routes(coordinator),
+            *others,
+            *more_routes,
+        ],
+        exception_handlers={HTTPException: _http_exception},
     )
 
 
@@ -88,8 +114,9 @@ class _Generation:
         delivery = Delivery(send)
         request = Request(scope, receive)
         try:
-            raw = await _read_body(request, coordinator.config.max_body_bytes)
-            checked = incoming.read_request(self._route, raw, request.headers)
+            caller = admitted(coordinator, request.headers, (Role.CLIENT,))
+            raw = await read_body(request, coordinator)
+            checked = incoming.read_request(self._route, raw, request.headers, caller)
             await coordinator.exchanges.answer(checked, request.headers, delivery, receive)
         except ClientDisconnect:
             return
@@ -109,14 +136,30 @@ async def _health(coordinator: Coordinator, request: Request) -> Response:
     status, body = reports.health(
         list(parts.directory.workers.values()),
         num_queued=len(parts.queue),
+        keys_are_stale=coordinator.keys_are_stale,
         is_draining=coordinator.exchanges.is_draining,
         has_link=coordinator.has_link,
+        tuner_is_down=coordinator.tuning.is_down,
     )
     return _json(body, status)
 
 
+async def _openapi(coordinator: Coordinator, request: Request) -> Response:
+    bodies: dict[str, type[msgspec.Struct]] = {
+        "POST /workers": NewWorker,
+        "PATCH /workflows/{workflow_id}": NewBudget,
+    }
+    if coordinator.config.direct:
+        bodies |= placement_routes.BODIES
+    return _json(openapi.document(bodies))
+
+
 async def _metrics(coordinator: Coordinator, request: Request) -> Response:
     return Response(coordinator.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _tuning(coordinator: Coordinator, request: Request) -> Response:
+    return _json(coordinator.tuning.report())
 
 
 async def _list_workers(coordinator: Coordinator, request: Request) -> Response:
@@ -151,12 +194,22 @@ async def _remove_worker(coordinator: Coordinator, request: Request) -> Response
 async def _list_workflows(coordinator: Coordinator, request: Request) -> Response:
     limit = _limit(request)
     now_s = coordinator.parts.clock()
-    newest = coordinator.parts.tracker.newest(limit)
-    return _json({"workflows": [reports.workflow_row(row, now_s) for row in newest]})
+    caller = _caller(request)
+    # The tracker is bounded; it sorts everything whatever the limit.
+    newest = coordinator.parts.tracker.newest(sys.maxsize)
+    seen = [row for row in newest if caller.sees(row.tenant)][:limit]
+    return _json({"workflows": [reports.workflow_row(row, now_s, caller) for row in seen]})
 
 
 async def _workflow(coordinator: Coordinator, request: Request) -> Response:
-    return _report(coordinator, _found(coordinator, request))
+    return _report(coordinator, request, _found(coordinator, request))
+
+
+async def _explain_workflow(coordinator: Coordinator, request: Request) -> Response:
+    workflow = _found(coordinator, request)
+    parts = coordinator.parts
+    terms = parts.dispatcher.price_terms
+    return _json(explanation(workflow, terms, parts.clock(), _caller(request)))
 
 
 async def _change_budget(coordinator: Coordinator, request: Request) -> Response:
@@ -166,37 +219,44 @@ async def _change_budget(coordinator: Coordinator, request: Request) -> Response
     if workflow.ended_s is not None:
         raise ApiError(409, f"workflow {workflow.workflow_id!r} has ended", code="workflow_ended")
     await coordinator.set_budget(workflow, change.budget_ms)
-    return _report(coordinator, workflow)
+    return _report(coordinator, request, workflow)
 
 
 async def _end_workflow(coordinator: Coordinator, request: Request) -> Response:
     workflow = _found(coordinator, request)
     coordinator.parts.tracker.end(workflow, coordinator.parts.clock())
-    return _report(coordinator, workflow)
+    return _report(coordinator, request, workflow)
 
 
 async def _cancel_workflow(coordinator: Coordinator, request: Request) -> Response:
     workflow = _found(coordinator, request)
     num_cancelled = await coordinator.cancel(workflow)
-    return _json({"workflow_id": workflow.workflow_id, "num_cancelled": num_cancelled})
+    shown_id = _caller(request).shown_id(workflow.workflow_id)
+    return _json({"workflow_id": shown_id, "num_cancelled": num_cancelled})
 
 
 def _found(coordinator: Coordinator, request: Request) -> Workflow:
-    """The workflow that the path names.
+    """The workflow that the path names, if it is the caller's to see.
 
     Raises:
-        ApiError: 404.
+        ApiError: 404, also for one of another tenant: what exists there is not told.
     """
-    workflow_id = request.path_params["workflow_id"]
-    workflow = coordinator.parts.tracker.get(workflow_id)
-    if workflow is None:
-        raise ApiError(
-            404,
-            f"workflow_id={workflow_id[:128]!r}: not known, or forgotten",
-            code="workflow_not_found",
-            param="workflow_id",
-        )
-    return workflow
+    workflow_id, caller = request.path_params["workflow_id"], _caller(request)
+    for entered_id in caller.entered_ids(workflow_id):
+        workflow = coordinator.parts.tracker.get(entered_id)
+        if workflow is not None and caller.sees(workflow.tenant):
+            return workflow
+    raise ApiError(
+        404,
+        f"workflow_id={workflow_id[:128]!r}: not known, or forgotten",
+        code="workflow_not_found",
+        param="workflow_id",
+    )
+
+
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
 
 
 def _limit(request: Request) -> int:
@@ -217,8 +277,9 @@ def _worker(coordinator: Coordinator, worker_id: str, status: int = 200) -> Resp
     return _json(reports.worker_row(worker, parts.estimates, parts.clock()), status)
 
 
-def _report(coordinator: Coordinator, workflow: Workflow) -> Response:
-    return _json(reports.workflow_report(workflow, coordinator.parts.clock()))
+def _report(coordinator: Coordinator, request: Request, workflow: Workflow) -> Response:
+    now_s = coordinator.parts.clock()
+    return _json(reports.workflow_report(workflow, now_s, _caller(request)))
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -231,24 +292,7 @@ def _refusal(error: ApiError) -> Response:
 
 
 async def _read_object(request: Request, coordinator: Coordinator) -> dict[str, object]:
-    return incoming.read_object(await _read_body(request, coordinator.config.max_body_bytes))
-
-
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    """The body, refused as soon as it is too long.
-
-    Raises:
-        ApiError: 413.
-        ClientDisconnect: the client went away while sending.
-    """
-    pieces: list[bytes] = []
-    length = 0
-    async for piece in request.stream():
-        length += len(piece)
-        if length > max_bytes:
-            raise ApiError(413, f"body: must be at most {max_bytes} bytes", code="body_too_large")
-        pieces.append(piece)
-    return b"".join(pieces)
+    return incoming.read_object(await read_body(request, coordinator))
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:

@@ -16,9 +16,11 @@ import aiohttp
 import msgspec
 
 from hexgen_sglang.coordinator import sse
+from hexgen_sglang.coordinator.continuation import StreamPosition
 from hexgen_sglang.coordinator.delivery import Delivery
+from hexgen_sglang.coordinator.http_errors import ApiError
 from hexgen_sglang.coordinator.incoming import GENERATE
-from hexgen_sglang.coordinator.live_request import Attempt, AttemptFailed, LiveRequest
+from hexgen_sglang.coordinator.live_request import Attempt, AttemptFailed, QueuedRequest
 from hexgen_sglang.coordinator.usage import StreamUsage, Usage, usage_of_answer
 from hexgen_sglang.coordinator.worker_client import WorkerClient
 from hexgen_sglang.core.errors import ProtocolError
@@ -54,6 +56,7 @@ class AttemptIO:
     Args:
         first_byte_timeout_s: dispatch to first event of a streamed answer.
         stream_gap_timeout_s: longest silence of a worker inside a streamed answer.
+        isolate_caches: engines share no prefix between tenants.
         clock: monotonic seconds.
     """
 
@@ -63,11 +66,13 @@ class AttemptIO:
         *,
         first_byte_timeout_s: float,
         stream_gap_timeout_s: float,
+        isolate_caches: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._first_byte_timeout_s = first_byte_timeout_s
         self._stream_gap_timeout_s = stream_gap_timeout_s
+        self._isolate_caches = isolate_caches
         self._clock = clock
 
     async def run(
@@ -90,6 +95,7 @@ class AttemptIO:
 
         Raises:
             AttemptFailed: the worker refused, broke off, fell silent or was given up.
+            ApiError: the client has a part of the answer, and no worker can go on with it.
         """
         try:
             async with asyncio.timeout(None) as scope:
@@ -113,8 +119,22 @@ class AttemptIO:
         note: Callable[[Answer], None],
     ) -> Answer:
         incoming = attempt.request.incoming
-        body = body_for(attempt.request, attempt.rid, self._clock())
+        position = delivery.position
+        if incoming.stream and position is None:
+            position = delivery.position = StreamPosition(incoming)
+        if delivery.has_begun and position is not None and position.is_complete:
+            return await self._complete(delivery, note)
+        rest = await self._rest(attempt, delivery)
+        body = body_for(
+            attempt.request,
+            attempt.rid,
+            self._clock(),
+            rest=rest,
+            isolate_caches=self._isolate_caches,
+        )
         sent = {name: headers[name] for name in _FORWARDED_HEADERS if name in headers}
+        if incoming.caller.tenant is not None:
+            sent.pop("authorization", None)  # our own key: no worker's business
         sent["content-type"] = "application/json"
         if incoming.stream:
             self._expect_within(attempt, self._first_byte_timeout_s)
@@ -123,12 +143,54 @@ class AttemptIO:
             if response.status == 200 and incoming.stream:
                 named = [(b"content-type", content_type), *answer_headers]
                 return await self._pass_on(attempt, response, delivery, named, note)
+            if delivery.has_begun:
+                raise AttemptFailed(f"answered {response.status}", "status")
             whole = await response.read()
         attempt.worker.last_alive_s = self._clock()
         usage = usage_of_answer(incoming.route, whole) if response.status == 200 else None
         answer = Answer(response.status, content_type, whole, usage)
         note(answer)
         return answer
+
+    async def _complete(self, delivery: Delivery, note: Callable[[Answer], None]) -> Answer:
+        """End a stream of which the client lacks only the mark of the end."""
+        answer = Answer(200, b"text/event-stream", None, None)
+        note(answer)
+        await delivery.write(sse.DONE + b"\n\n")
+        await delivery.end()
+        return answer
+
+    async def _rest(self, attempt: Attempt, delivery: Delivery) -> dict[str, Any] | None:
+        """The request for what the client lacks of its stream; None when it has nothing yet.
+
+        Raises:
+            AttemptFailed: this worker does not answer.
+            ApiError: 502, no worker can go on with it.
+        """
+        position, url = delivery.position, attempt.worker.url
+        if position is None or not delivery.has_begun:
+            return None
+        self._expect_within(attempt, None)
+        try:
+            if position.ids_to_read():
+                ids = position.ids_to_read()
+                position.check_read(await self._client.detokenize(url, ids))
+            question = position.text_to_tokenize()
+            tokens = []
+            if question is not None:
+                text, begins = question
+                tokens = await self._client.tokenize(url, text, begins=begins)
+            return position.body(tokens)
+        except (ProtocolError, AttemptFailed) as error:
+            if isinstance(error, AttemptFailed) and error.reason != "status":
+                raise
+            raise ApiError(
+                502,
+                f"a worker failed after its first byte, and worker {attempt.worker.worker_id!r} "
+                f"cannot go on: {error}",
+                kind="server_error",
+                code="worker_failed",
+            ) from error
 
     async def _pass_on(
         self,
@@ -140,6 +202,9 @@ class AttemptIO:
     ) -> Answer:
         """Give the client each event as it comes."""
         incoming = attempt.request.incoming
+        position = delivery.position
+        if position is None:
+            raise AssertionError("a stream without its position")
         usage = StreamUsage(incoming.route, incoming.adds_usage)
         splitter = sse.EventSplitter()
         answer: Answer | None = None
@@ -148,23 +213,54 @@ class AttemptIO:
             attempt.worker.last_alive_s = self._clock()
             with _event_limit():
                 events = splitter.feed(chunk)
-            shown = b"".join([event for event in events if usage.take(event)])
+                if position.is_resumed:
+                    events = [new for event in events if (new := position.joined(event))]
+            shown = [event for event in events if usage.take(event)]
             attempt.num_events = usage.num_events
-            if shown and attempt.first_byte_s is None:
-                attempt.first_byte_s = self._clock()
-                attempt.request.record.first_byte_s = attempt.first_byte_s
-                await delivery.begin(200, headers)
             if any(map(sse.is_done, events)):
                 answer = Answer(200, b"text/event-stream", None, usage.usage)
-                note(answer)
             if shown:
-                await delivery.write(shown)
+                await self._hand_over(attempt, delivery, shown, headers, answer, note)
+            elif answer is not None:
+                note(answer)
             if answer is not None:
                 await delivery.end()
                 await _read_out(response)
                 return answer
             self._expect_within(attempt, self._stream_gap_timeout_s)
         raise AttemptFailed("the stream ended before its end", "disconnect")
+
+    async def _hand_over(
+        self,
+        attempt: Attempt,
+        delivery: Delivery,
+        shown: list[bytes],
+        headers: list[tuple[bytes, bytes]],
+        answer: Answer | None,
+        note: Callable[[Answer], None],
+    ) -> None:
+        """Give the client events, and enter what it has; an interruption waits for that.
+
+        Raises:
+            AttemptFailed: the worker was given up meanwhile, and its answer is not complete.
+        """
+        if attempt.first_byte_s is None:
+            attempt.first_byte_s = self._clock()
+            record = attempt.request.record
+            record.first_byte_s = record.first_byte_s or attempt.first_byte_s
+        attempt.is_handing_over = True
+        try:
+            if not delivery.has_begun:
+                await delivery.begin(200, headers)
+            if answer is not None:
+                note(answer)
+            await delivery.write(b"".join(shown))
+            if delivery.position is not None:
+                delivery.position.delivered(shown)
+        finally:
+            attempt.is_handing_over = False
+        if attempt.lost_reason is not None and answer is None:
+            raise AttemptFailed(attempt.lost_reason, "lost")
 
     def _expect_within(self, attempt: Attempt, seconds: float | None) -> None:
         """The worker must say something within so long; None: no limit."""
@@ -180,10 +276,23 @@ class AttemptIO:
         return f"silent for {self._stream_gap_timeout_s:g} s inside a stream"
 
 
-def body_for(request: LiveRequest, rid: str, now_s: float) -> bytes:
-    """What goes to the worker: the client's body, the request's id and the engine's tag."""
+def body_for(
+    request: QueuedRequest,
+    rid: str,
+    now_s: float,
+    *,
+    rest: dict[str, Any] | None = None,
+    isolate_caches: bool = False,
+) -> bytes:
+    """What goes to the worker: the client's body, the request's id and the engine's tag.
+
+    `rest`: instead of the client's body, when it asks for what is lacking. `isolate_caches`: with a
+    key for the prefix cache that no other tenant can name.
+    """
     incoming = request.incoming
-    body = {**incoming.body, "rid": rid}
+    body = {**(incoming.body if rest is None else rest), "rid": rid}
+    if isolate_caches:
+        body["extra_key"] = cache_key(incoming.caller.tenant, body.get("extra_key"))
     tag = engine_tag_of(request, now_s)
     if incoming.route == GENERATE:
         if tag is not None:
@@ -197,7 +306,7 @@ def body_for(request: LiveRequest, rid: str, now_s: float) -> bytes:
     return msgspec.json.encode(body)
 
 
-def engine_tag_of(request: LiveRequest, now_s: float) -> dict[str, Any] | None:
+def engine_tag_of(request: QueuedRequest, now_s: float) -> dict[str, Any] | None:
     """The tag for the engine as plain JSON; None when untagged.
 
     `budget_ms` is what is left at this instant, `expected_output_tokens` of each answer.
@@ -230,6 +339,13 @@ def engine_tag_of(request: LiveRequest, now_s: float) -> dict[str, Any] | None:
         )
     )
     return plain
+
+
+def cache_key(tenant: str | None, given: Any) -> Any:
+    """SGLang's `extra_key`, which prefixes must share to be shared, below the tenant's name."""
+    if isinstance(given, list):
+        return [cache_key(tenant, row) for row in given]
+    return f"{tenant}/{given or ''}"
 
 
 def _tagged_sampling(given: Any, tag: dict[str, Any]) -> Any:

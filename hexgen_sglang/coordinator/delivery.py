@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from starlette.types import Receive, Send
 
+from hexgen_sglang.coordinator.continuation import StreamPosition
 from hexgen_sglang.coordinator.http_errors import ApiError
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -17,12 +18,14 @@ class Delivery:
     Attributes:
         has_begun: status and headers are out: there is no other answer any more.
         has_ended: the answer is complete.
+        position: what the client has of a stream; None for answers in one piece.
     """
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.has_begun = False
         self.has_ended = False
+        self.position: StreamPosition | None = None
 
     async def begin(self, status: int, headers: Headers) -> None:
         """Send status and headers."""

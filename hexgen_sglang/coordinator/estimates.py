@@ -7,6 +7,7 @@ tell waiting in the engine from prefill.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hexgen_sglang.coordinator.incoming import IncomingRequest
@@ -14,18 +15,26 @@ from hexgen_sglang.coordinator.live_request import Attempt
 from hexgen_sglang.coordinator.prompt import BLOCK_CHARS, BLOCK_TOKENS, PromptShape
 from hexgen_sglang.coordinator.usage import Usage
 from hexgen_sglang.coordinator.workflows import RequestRecord
+from hexgen_sglang.core.worker import StepCosts
 from hexgen_sglang.policies.estimators import (
     PrefixMemory,
     PromptLengths,
     StageEstimates,
+    WorkerCosts,
     WorkerRates,
 )
 from hexgen_sglang.protocol.messages import RequestFinished
 
-# Output length of a request of which nothing is known but its limit.
-_UNKNOWN_OUTPUT_TOKENS = 128
+# Output length of a request of which nothing is known.
+UNKNOWN_OUTPUT_TOKENS = 128
 # Attempts that may still be reported over the link after their answer has come.
 _MAX_AWAITED = 20_000
+# Of an answer without a limit of its own: a worker that tells more is wrong.
+_MAX_OUTPUT_TOKENS = 2**20
+# How much later than here an engine may see the same instants, and how far its own may disagree.
+_CLOCKS_S = 1.0
+_DISORDER_MS = 5.0
+_HIGH = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +42,13 @@ class AwaitedReport:
     """What is kept of an attempt until its engine has reported: not the request itself.
 
     Attributes:
-        batch: requests in flight at the worker when it was dispatched.
+        dispatched_s: when it was.
+        batch: requests in flight at the worker then.
         record: of its request.
     """
 
     worker_id: str
+    dispatched_s: float
     batch: int
     record: RequestRecord
 
@@ -48,14 +59,20 @@ class Estimates:
     Args:
         trust_output_limits: a request makes no more output than its own limit.
 
+        uses_chain: as of `StageEstimates`.
+
     Attributes:
-        stages, rates, prompts, prefixes: the estimators themselves.
+        stages, rates, costs, prompts, prefixes: the estimators themselves.
+        num_refused_reports: of workers about requests that were not theirs, or times that
+            cannot be.
     """
 
-    def __init__(self, trust_output_limits: bool = True) -> None:
+    def __init__(self, trust_output_limits: bool = True, *, uses_chain: bool = False) -> None:
         self._trust_output_limits = trust_output_limits
-        self.stages = StageEstimates()
+        self.stages = StageEstimates(uses_chain=uses_chain)
+        self.num_refused_reports = 0
         self.rates = WorkerRates()
+        self.costs = WorkerCosts()
         self.prompts = PromptLengths()
         self.prefixes = PrefixMemory()
         self._awaited: OrderedDict[str, AwaitedReport] = OrderedDict()
@@ -81,21 +98,51 @@ class Estimates:
         elif learned is not None:
             expected = max(1, round(learned * incoming.num_outputs))
         elif most is not None:
-            expected = _UNKNOWN_OUTPUT_TOKENS * incoming.num_outputs
+            expected = UNKNOWN_OUTPUT_TOKENS * incoming.num_outputs
         else:
             return None
         return expected if most is None else min(expected, most)
 
-    def predicted_remaining_s(self, workflow_type: str, stage: str) -> float | None:
-        """Seconds a workflow still needs from the start of this stage; None when unknown."""
+    def predicted_remaining_s(self, workflow_type: str, stage: str, visit: int = 1) -> float | None:
+        """Seconds a workflow still needs from the start of its `visit`-th visit of the stage.
+
+        None when unknown.
+        """
         stage_s = self.predicted_stage_s(workflow_type, stage)
         if stage_s is None:
             return None
-        return stage_s + (self.stages.remaining_after_s(workflow_type, stage) or 0.0)
+        return stage_s + (self.stages.remaining_after_s(workflow_type, stage, visit) or 0.0)
 
     def predicted_stage_s(self, workflow_type: str, stage: str) -> float | None:
         """Seconds of the stage; None when unknown, and for workflows without a type."""
         return self.stages.stage_s(workflow_type, stage) if workflow_type else None
+
+    def alone_s(self, workflow_type: str, stage: str) -> float | None:
+        """Seconds from the start of the stage to the workflow's end, alone on the fastest worker.
+
+        None while nobody ended such a workflow, or no worker told what its steps cost.
+        """
+        fastest = self.costs.fastest
+        if fastest is None or not workflow_type:
+            return None
+        work = self.stages.alone.work(workflow_type, stage)
+        return None if work is None else work.seconds(fastest)
+
+    def state_costs(self, costs: Mapping[str, StepCosts]) -> None:
+        """What steps cost on hardware of these names, for workers that nothing is known of."""
+        for hardware, stated in costs.items():
+            self.costs.state(hardware, stated)
+
+    def step_costs(self, worker_id: str, hardware: str) -> StepCosts | None:
+        """What a worker's steps cost: as it measured them, else as stated for its hardware.
+
+        None when neither is known, and once ended requests have shown how fast a worker is that
+        measures no steps: its rates say more than a profile then.
+        """
+        measured = self.costs.measured(worker_id)
+        if measured is not None or self.rates.is_measured(worker_id):
+            return measured
+        return self.costs.of(worker_id, hardware)
 
     def num_cached_tokens(self, worker_id: str, shape: PromptShape, num_prompt_tokens: int) -> int:
         """Prompt tokens believed to be in the worker's prefix cache."""
@@ -112,7 +159,9 @@ class Estimates:
         self.prefixes.note_sent(worker.worker_id, request.incoming.shape.blocks)
         if not worker.linked:
             return
-        self._awaited[attempt.rid] = AwaitedReport(worker.worker_id, attempt.batch, request.record)
+        self._awaited[attempt.rid] = AwaitedReport(
+            worker.worker_id, attempt.dispatched_s, attempt.batch, request.record
+        )
         while len(self._awaited) > _MAX_AWAITED:
             self._awaited.popitem(last=False)
 
@@ -124,11 +173,12 @@ class Estimates:
             return
         request, worker = attempt.request, attempt.worker
         seconds = now_s - attempt.dispatched_s
+        self._note_lengths(attempt, usage)
         self.stages.note_request(
             worker.worker_id,
             request.view.workflow_type,
             request.view.stage,
-            usage.output_tokens / request.incoming.num_outputs,
+            _output_tokens(request.incoming, usage) / request.incoming.num_outputs,
             seconds,
         )
         self.rates.note_throughput(
@@ -140,29 +190,71 @@ class Estimates:
         if not worker.linked:
             self._note_http_timing(attempt, usage, now_s)
 
-    def note_reported(self, message: RequestFinished) -> RequestRecord | None:
-        """The engine's own timings; returns the record that they belong to, if it is ours."""
-        awaited = self._awaited.pop(message.request_id, None)
-        if awaited is None or message.aborted:
+    def note_reported(
+        self, message: RequestFinished, worker_id: str | None = None, now_s: float | None = None
+    ) -> RequestRecord | None:
+        """The engine's own timings; returns the record that they belong to, if it is ours.
+
+        A report of another worker than the request was sent to counts for nothing, and times
+        that cannot be, given when it was sent and when its end was seen, teach nothing.
+
+        Args:
+            message: the report.
+            worker_id: who sent it; None: whom it was sent to.
+            now_s: when it came; None: without a look at how long the request really took.
+        """
+        awaited = self._awaited.get(message.request_id)
+        if awaited is None:
+            return None
+        if worker_id not in (None, awaited.worker_id):
+            self.num_refused_reports += 1
+            return None
+        del self._awaited[message.request_id]
+        if message.aborted:
             return None
         if message.output_tokens < 1:
+            return awaited.record
+        if not _is_possible(message, awaited, now_s):
+            self.num_refused_reports += 1
             return awaited.record
         uncached = message.prompt_tokens - message.cached_tokens
         prefill_s = (message.ttft_ms - message.queue_ms) / 1000
         decode_s = (message.e2e_ms - message.ttft_ms) / 1000
+        record = awaited.record
+        record.engine_queue_s = message.queue_ms / 1000
+        record.prefill_s, record.decode_s = prefill_s, decode_s
         self.rates.note_prefill(awaited.worker_id, uncached, prefill_s)
         self.rates.note_decode(
             awaited.worker_id, message.output_tokens - 1, decode_s, awaited.batch
         )
+        costs = self.costs.measured(awaited.worker_id)
+        if costs is not None and message.output_tokens > 1:
+            context = awaited.batch * (message.prompt_tokens + message.output_tokens / 2)
+            alone_s = (message.output_tokens - 1) * costs.decode_s(awaited.batch, context)
+            self.rates.note_stall(awaited.worker_id, decode_s, alone_s)
         return awaited.record
 
+    def _note_lengths(self, attempt: Attempt, usage: Usage) -> None:
+        """How wrong the lengths were that were expected of an answer."""
+        view, incoming = attempt.request.view, attempt.request.incoming
+        actual = _output_tokens(incoming, usage)
+        note, kind = self.stages.errors.note, view.workflow_type
+        note("output_tokens", kind, view.expected_output_tokens, actual)
+        note("prompt_tokens", kind, view.num_prompt_tokens, usage.prompt_tokens)
+        high = self.stages.output_quantile(kind, view.stage, _HIGH)
+        if high is not None:
+            is_within = actual / incoming.num_outputs <= high
+            note("output_p90_share", kind, _HIGH, float(is_within))
+
     def forget_cache(self, worker_id: str) -> None:
-        """The worker process is a new one: its cache is empty."""
+        """The worker process is a new one: its cache is empty, its steps may cost otherwise."""
         self.prefixes.forget(worker_id)
+        self.costs.forget(worker_id)
 
     def rename_worker(self, old_id: str, new_id: str) -> None:
         """The same worker under another id."""
         self.rates.rename(old_id, new_id)
+        self.costs.rename(old_id, new_id)
         self.prefixes.rename(old_id, new_id)
         self.stages.forget_worker(old_id)
 
@@ -170,6 +262,7 @@ class Estimates:
         """The worker was removed."""
         self.prefixes.forget(worker_id)
         self.rates.forget(worker_id)
+        self.costs.forget(worker_id)
         self.stages.forget_worker(worker_id)
 
     def _note_http_timing(self, attempt: Attempt, usage: Usage, now_s: float) -> None:
@@ -188,3 +281,22 @@ class Estimates:
             num_decoded = usage.output_tokens
         decode_s = now_s - attempt.dispatched_s - prefill_s
         self.rates.note_decode(worker_id, num_decoded, decode_s, attempt.batch)
+
+
+def _output_tokens(incoming: IncomingRequest, usage: Usage) -> int:
+    """Of all answers of a request, as told, but no more than it could have."""
+    limit = incoming.max_output_tokens
+    most = (_MAX_OUTPUT_TOKENS if limit is None else limit) * incoming.num_outputs
+    return min(usage.output_tokens, most)
+
+
+def _is_possible(message: RequestFinished, awaited: AwaitedReport, now_s: float | None) -> bool:
+    """Whether an engine's times are in order, and within what was seen of the request here."""
+    if not message.queue_ms <= message.ttft_ms + _DISORDER_MS <= message.e2e_ms + 2 * _DISORDER_MS:
+        return False
+    if message.cached_tokens > message.prompt_tokens:
+        return False
+    if now_s is None:
+        return True
+    ended_s = now_s if awaited.record.finished_s is None else awaited.record.finished_s
+    return message.e2e_ms / 1000 <= ended_s - awaited.dispatched_s + _CLOCKS_S

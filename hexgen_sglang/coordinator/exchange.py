@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.types import Receive
 
-from hexgen_sglang.coordinator.admission import Parts, admit
+from hexgen_sglang.coordinator.admission import Parts, admit, no_worker
 from hexgen_sglang.coordinator.attempt_io import Answer
+from hexgen_sglang.coordinator.backoff import backoff_s
 from hexgen_sglang.coordinator.delivery import Delivery, disconnected
 from hexgen_sglang.coordinator.http_errors import ApiError, draining
 from hexgen_sglang.coordinator.incoming import IncomingRequest
+from hexgen_sglang.coordinator.limits import Lease, Limiter
 from hexgen_sglang.coordinator.live_request import Attempt, AttemptFailed, LiveRequest
-from hexgen_sglang.coordinator.workflows import Outcome
+from hexgen_sglang.coordinator.retry_budget import RetryBudget
+from hexgen_sglang.coordinator.workflows import Outcome, RequestRecord
+from hexgen_sglang.core.errors import HexgenError
 
 log = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 2.0
+# With these a worker says that it has too much to do, or it does not get to saying so.
+_OVERLOADED = ("status", "timeout")
 # As nginx says it: the caller's side gave up. OpenAI clients do not try such a call again.
 _CANCELLED_STATUS = 499
 
@@ -32,13 +39,21 @@ _CANCELLED_STATUS = 499
 class Exchanges:
     """All requests in progress.
 
+    Args:
+        parts: what a request passes.
+        limiter: holds tenants to their limits.
+
     Attributes:
         live: accepted requests that have not ended, by request id.
         is_draining: new requests are refused.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, limiter: Limiter) -> None:
         self._parts = parts
+        self._limiter = limiter
+        self._leases: dict[str, Lease] = {}
+        config = parts.config
+        self._budget = RetryBudget(config.retry_share, config.retry_reserve)
         self.live: dict[str, LiveRequest] = {}
         self.is_draining = False
         self._all_ended = asyncio.Event()
@@ -57,8 +72,7 @@ class Exchanges:
         """
         if self.is_draining:
             raise draining()
-        request = admit(self._parts, incoming)
-        self.live[request.record.request_id] = request
+        request = self._accept(incoming)
         work = asyncio.create_task(self._serve(request, headers, delivery))
         gone = asyncio.create_task(disconnected(receive))
         awaited: set[asyncio.Future[Any]] = {work, gone, request.cancelled}
@@ -81,6 +95,49 @@ class Exchanges:
             gone.cancel()
             await _cancelled(work)
             self._end(request, Outcome.DISCONNECTED)
+
+    def accept(self, incoming: IncomingRequest) -> LiveRequest:
+        """Enter a request that is answered elsewhere; whoever calls this ends it.
+
+        Raises:
+            ApiError, AdmissionRejected: not accepted; nothing of it was kept.
+        """
+        if self.is_draining:
+            raise draining()
+        return self._accept(incoming)
+
+    def finish(self, request: LiveRequest, attempt: Attempt, answer: Answer) -> None:
+        """The request has its answer: enter it everywhere, and end the request."""
+        self._note_answer(request, attempt, answer)
+
+    def end(self, request: LiveRequest, outcome: Outcome) -> None:
+        """The request is over without one; what is left of it at a worker is aborted."""
+        self._end(request, outcome)
+
+    def _accept(self, incoming: IncomingRequest) -> LiveRequest:
+        """Take the tenant's share and admit the request.
+
+        Raises:
+            ApiError, AdmissionRejected: not accepted; nothing of it was kept.
+        """
+        parts, tag = self._parts, incoming.tag
+        kind, stage = (tag.workflow_type or "", tag.stage or "") if tag else ("", "")
+        expected = parts.estimates.expected_output_tokens(kind, stage, incoming) or 0
+        num_tokens = parts.estimates.num_prompt_tokens(incoming.model or "", incoming.shape)
+        try:
+            lease = self._limiter.take(incoming.caller.tenant, num_tokens + expected)
+        except ApiError as refusal:
+            parts.metrics.limited(incoming.caller.tenant, refusal.param or "")
+            raise
+        try:
+            request = admit(parts, incoming)
+        except HexgenError:
+            lease.give_back()
+            raise
+        self._leases[request.record.request_id] = lease
+        self.live[request.record.request_id] = request
+        self._budget.request_came()
+        return request
 
     def cancel_workflow(self, workflow_id: str) -> list[LiveRequest]:
         """Cancel every request of a workflow; their clients get status 499."""
@@ -153,16 +210,12 @@ class Exchanges:
                 await request.placed
         except TimeoutError as error:
             if request.attempt is None:
-                raise ApiError(
-                    503,
-                    f"no worker could start the request within {limit_s:g} s; "
-                    f"{len(parts.directory.ready())} of {len(parts.directory.workers)} workers "
-                    "are ready",
-                    kind="server_error",
-                    code="no_worker",
-                    retry_after_s=parts.dispatcher.retry_after_s(),
-                ) from error
-        attempt = request.attempt
+                raise no_worker(parts) from error
+        return self.note_placed(request)
+
+    def note_placed(self, request: LiveRequest) -> Attempt:
+        """Enter where a request was placed; returns the attempt."""
+        parts, attempt = self._parts, request.attempt
         if attempt is None:
             raise AssertionError("placed without an attempt")
         record = request.record
@@ -171,14 +224,17 @@ class Exchanges:
         record.outcome = Outcome.RUNNING
         record.worker_id = attempt.worker.worker_id
         record.dispatched_s = attempt.dispatched_s
+        parts.keeper.placed(request.workflow, record.worker_id, parts.clock())
         return attempt
 
     def _note_answer(self, request: LiveRequest, attempt: Attempt, answer: Answer) -> None:
         """Enter a worker's answer everywhere, just before the client has all of it."""
         parts, record = self._parts, request.record
+        attempt.worker.breaker.succeeded(attempt.rid)
         busy_s = parts.dispatcher.release(attempt)
         is_good = answer.status < 400
-        if is_good:
+        # Of a stream that came from several workers no rate can be learned.
+        if is_good and not request.is_resumed:
             parts.estimates.note_answered(attempt, answer.usage, busy_s, parts.clock())
         if answer.usage is not None:
             record.prompt_tokens = answer.usage.prompt_tokens
@@ -197,26 +253,48 @@ class Exchanges:
         """Count a failed try.
 
         Raises:
-            ApiError: 502, the answer has begun or the last try has failed.
+            ApiError: 502, the last try has failed, the answer has begun and cannot go on
+                elsewhere, or too many requests are being tried again.
         """
         parts, worker = self._parts, attempt.worker
         log.warning(
             "request %s at worker %s: %s", request.record.request_id, worker.worker_id, failure
         )
+        parts.directory.on_attempt_failed(worker, failure, attempt.rid)
         self._leave_worker(request, is_gone=failure.reason in ("connect", "disconnect"))
-        parts.directory.on_attempt_failed(worker, failure)
         label = parts.metrics.worker_label(worker.worker_id)
         parts.metrics.retries.labels(label, failure.reason).inc()
         request.failed_on.add(worker.worker_id)
-        if delivery.has_begun or request.num_attempts >= parts.config.max_attempts:
-            when = "after its first byte" if delivery.has_begun else "at the last try"
+        why = self._why_not_again(request, failure, delivery)
+        if why:
+            is_last = request.num_attempts >= parts.config.max_attempts
+            when = "at the last try" if is_last else "and the request is not tried again"
+            if delivery.has_begun:
+                when = "after its first byte"
             raise ApiError(
                 502,
                 f"worker {worker.worker_id!r} failed {when} "
-                f"(try {request.num_attempts} of {parts.config.max_attempts}): {failure}",
+                f"(try {request.num_attempts} of {parts.config.max_attempts}): "
+                f"{failure}{failure.detail}; {why}",
                 kind="server_error",
                 code="worker_failed",
             )
+
+    def _why_not_again(
+        self, request: LiveRequest, failure: AttemptFailed, delivery: Delivery
+    ) -> str:
+        """Why the request is not tried again; "" when it is."""
+        if delivery.has_begun:
+            position = delivery.position
+            why = "it is no stream" if position is None else position.why_not()
+            if why:
+                return f"cannot go on elsewhere, {why}"
+        if request.num_attempts >= self._parts.config.max_attempts:
+            return "no tries are left"
+        if failure.reason in _OVERLOADED and not self._budget.take():
+            return "too many requests are being tried again"
+        request.is_resumed = request.is_resumed or delivery.has_begun
+        return ""
 
     async def _prepare_retry(self, request: LiveRequest) -> None:
         """Queue the request again; pause when every worker that is left has failed it."""
@@ -225,8 +303,9 @@ class Exchanges:
         request.record.outcome = Outcome.QUEUED
         able = {w.worker_id for w in parts.directory.ready() if w.serves(request.lane)}
         if able and able <= request.failed_on:
-            pause_s = _FIRST_BACKOFF_S * 2 ** (request.num_attempts - 1)
-            await asyncio.sleep(min(_MAX_BACKOFF_S, pause_s))
+            tries = request.num_attempts
+            pause_s = backoff_s(tries, _FIRST_BACKOFF_S, _MAX_BACKOFF_S, random.random)
+            await asyncio.sleep(pause_s)
         request.placed = asyncio.get_running_loop().create_future()
         parts.queue.push(request)
         parts.dispatcher.kick()
@@ -264,9 +343,18 @@ class Exchanges:
         self._leave_worker(request)
         parts = self._parts
         parts.tracker.close(request.workflow, request.record, outcome, parts.clock())
+        parts.keeper.ended(request.workflow, request.record.stage, parts.clock())
+        self._leases.pop(request.record.request_id).settle(_used_tokens(request.record))
         parts.metrics.request_ended(request)
         if not self.live:
             self._all_ended.set()
+
+
+def _used_tokens(record: RequestRecord) -> int | None:
+    """What a request cost; None when its end did not tell, 0 when no worker ever had it."""
+    if record.prompt_tokens is not None:
+        return record.prompt_tokens + (record.output_tokens or 0)
+    return None if record.dispatched_s is not None else 0
 
 
 def _error_of(work: asyncio.Task[None]) -> ApiError | None:
@@ -287,9 +375,10 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 def _names(request: LiveRequest, attempt: Attempt | None = None) -> list[tuple[bytes, bytes]]:
     """Headers that tell the client who served it."""
+    shown_id = request.incoming.caller.shown_id(request.workflow.workflow_id)
     names = [
         (b"x-hexgen-request-id", request.record.request_id.encode()),
-        (b"x-hexgen-workflow-id", request.workflow.workflow_id.encode()),
+        (b"x-hexgen-workflow-id", shown_id.encode()),
     ]
     if attempt is not None:
         names.append((b"x-hexgen-worker-id", attempt.worker.worker_id.encode()))

@@ -61,7 +61,7 @@ class ApiError(HexgenError):
         return msgspec.json.encode({"error": detail})
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Content type, length and `Retry-After` in whole seconds, at least 1."""
+        """Content type, length, `Retry-After` in whole seconds, at least 1, and for 401 how."""
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(self.body())).encode()),
@@ -69,6 +69,8 @@ class ApiError(HexgenError):
         if self.retry_after_s is not None:
             seconds = max(1, math.ceil(self.retry_after_s))
             headers.append((b"retry-after", str(seconds).encode()))
+        if self.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
         return headers
 
     def sse_event(self) -> bytes:

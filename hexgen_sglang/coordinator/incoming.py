@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from hexgen_sglang.coordinator import prompt
+from hexgen_sglang.coordinator.access import ANYBODY, Caller
 from hexgen_sglang.core.errors import ProtocolError
 from hexgen_sglang.protocol.tag import (
     BODY_FIELD,
@@ -28,6 +29,8 @@ GENERATE = "/generate"
 ROUTES = (CHAT, COMPLETIONS, GENERATE)
 
 _SHOWN_CHARS = 80
+# Of callers with keys: these make an engine open connections, or run code of the caller's.
+_REFUSED_FIELDS = ("bootstrap_host", "bootstrap_port", "bootstrap_room", "custom_logit_processor")
 # A model name that SGLang takes for "whatever is served".
 _ANY_MODEL = "default"
 
@@ -49,6 +52,7 @@ class IncomingRequest:
         num_outputs: answers wanted: prompts x n.
         max_output_tokens: limit of each answer; None when not stated.
         num_bytes: length of the body as it came.
+        caller: who sent it.
     """
 
     route: str
@@ -61,16 +65,27 @@ class IncomingRequest:
     num_outputs: int
     max_output_tokens: int | None
     num_bytes: int
+    caller: Caller = ANYBODY
+
+    def tag_for(self, request_id: str) -> WorkflowTag:
+        """Its tag; without one it is a workflow of its own, named after the request."""
+        if self.tag is not None:
+            return self.tag
+        return WorkflowTag(workflow_id=request_id, tenant=self.caller.tenant, final=True)
 
 
-def read_request(route: str, raw: bytes, headers: Mapping[str, str]) -> IncomingRequest:
-    """Check a request.
+def read_request(
+    route: str, raw: bytes, headers: Mapping[str, str], caller: Caller = ANYBODY
+) -> IncomingRequest:
+    """Check a request of `caller`.
 
     Raises:
         ProtocolError: body or tag malformed; names field, value and allowed range.
     """
     body = read_object(raw)
-    tag = _merge_tags(body.pop(BODY_FIELD, None), headers)
+    tag = caller.own(_merge_tags(body.pop(BODY_FIELD, None), headers))
+    if caller.tenant is not None:
+        _check_foreign_fields(body)
     stream = _optional(body, "stream", bool, "true or false") or False
     model = _optional(body, "model", str, "the name of a served model")
     if body.get("rid") is not None:
@@ -94,6 +109,7 @@ def read_request(route: str, raw: bytes, headers: Mapping[str, str]) -> Incoming
         num_outputs=shape.num_prompts * (_count(settings.get("n")) or 1),
         max_output_tokens=_count(limit),
         num_bytes=len(raw),
+        caller=caller,
     )
 
 
@@ -136,6 +152,23 @@ def _merge_tags(value: object, headers: Mapping[str, str]) -> WorkflowTag | None
                 "must be equal, or be given once"
             )
     return tag_from_body(merged)
+
+
+def _check_foreign_fields(body: dict[str, Any]) -> None:
+    """Refuse what would let one tenant speak for another, or an engine act for it.
+
+    A tag inside `custom_params` would reach the engine as it is, with any tenant's workflow.
+    """
+    for name in _REFUSED_FIELDS:
+        if body.get(name) is not None:
+            raise _wrong(name, body[name], "left out: not for callers with API keys")
+    given = body.get("sampling_params")
+    for row in (body, *(given if isinstance(given, list) else [given])):
+        params = row.get("custom_params") if isinstance(row, dict) else None
+        if isinstance(params, dict) and BODY_FIELD in params:
+            raise _wrong(
+                f"custom_params.{BODY_FIELD}", params[BODY_FIELD], f"the field {BODY_FIELD} instead"
+            )
 
 
 def _openai_prompt(route: str, body: dict[str, Any]) -> prompt.PromptShape:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from hexgen_sglang.protocol.messages import (
     CoordinatorMessage,
+    Features,
     Goodbye,
     Heartbeat,
     Hello,
@@ -24,6 +25,7 @@ from hexgen_sglang.protocol.messages import (
     Rejected,
     RequestFinished,
     StageFinished,
+    StepTimes,
     Welcome,
     WorkerMessage,
 )
@@ -67,6 +69,14 @@ class LinkObserver(Protocol):
 
     def on_stage_finished(self, worker_id: str, message: StageFinished) -> None:
         """The worker's share of a stage ended."""
+        ...
+
+    def on_step_times(self, worker_id: str, message: StepTimes) -> None:
+        """What the worker's steps cost, as it measured them."""
+        ...
+
+    def on_features(self, worker_id: str, message: Features) -> None:
+        """What the worker does beyond the first version of the link."""
         ...
 
     def on_goodbye(self, worker_id: str, reason: str) -> None:
@@ -179,6 +189,10 @@ class CoordinatorLink:
                 self._observer.on_request_finished(worker_id, message)
             case StageFinished():
                 self._observer.on_stage_finished(worker_id, message)
+            case StepTimes():
+                self._observer.on_step_times(worker_id, message)
+            case Features():
+                self._observer.on_features(worker_id, message)
             case Goodbye():
                 self._forget(registration)
                 self._observer.on_goodbye(worker_id, message.reason)

@@ -16,14 +16,16 @@ from hexgen_sglang.coordinator.http_errors import ApiError
 from hexgen_sglang.coordinator.worker import Worker
 from hexgen_sglang.coordinator.workers import WorkerDirectory
 from hexgen_sglang.core.errors import ConfigError
-from hexgen_sglang.core.worker import WorkerState
+from hexgen_sglang.core.worker import StepCosts, WorkerState
 from hexgen_sglang.protocol.messages import (
     LINK_VERSION,
+    Features,
     Hello,
     Load,
     Rejected,
     RequestFinished,
     StageFinished,
+    StepTimes,
     Welcome,
 )
 
@@ -34,8 +36,9 @@ class LinkEvents:
     """Implements `LinkObserver` on the worker directory.
 
     Args:
-        is_authenticated: peers proved who they are with keys, so their URLs are trusted.
+        is_authenticated: peers proved who they are with keys, so they may name more hosts.
         on_load: told after each load report.
+        on_finished: told of each request that a worker says has ended.
         clock: monotonic seconds.
     """
 
@@ -48,6 +51,7 @@ class LinkEvents:
         heartbeat_ms: int,
         is_authenticated: bool,
         on_load: Callable[[], None],
+        on_finished: Callable[[str, RequestFinished], None] = lambda worker_id, message: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._directory = directory
@@ -57,6 +61,7 @@ class LinkEvents:
         )
         self._is_authenticated = is_authenticated
         self._on_load = on_load
+        self._on_finished = on_finished
         self._clock = clock
 
     def on_hello(self, hello: Hello) -> Welcome | Rejected:
@@ -90,17 +95,37 @@ class LinkEvents:
 
     def on_request_finished(self, worker_id: str, message: RequestFinished) -> None:
         """Learn from the engine's timings, and fill in what HTTP did not tell."""
-        record = self._estimates.note_reported(message)
-        if record is None:
-            return
-        if record.cached_tokens is None:
-            record.cached_tokens = message.cached_tokens
-        if record.prompt_tokens is None:
-            record.prompt_tokens = message.prompt_tokens
-            record.output_tokens = message.output_tokens
+        record = self._estimates.note_reported(message, worker_id, self._clock())
+        if record is not None:
+            if record.cached_tokens is None:
+                record.cached_tokens = message.cached_tokens
+            if record.prompt_tokens is None:
+                record.prompt_tokens = message.prompt_tokens
+                record.output_tokens = message.output_tokens
+        self._on_finished(worker_id, message)
 
     def on_stage_finished(self, worker_id: str, message: StageFinished) -> None:
         """Nothing to do: stages are tracked by the requests that end here."""
+
+    def on_step_times(self, worker_id: str, message: StepTimes) -> None:
+        """Believe the worker's own measurement of its steps; the message bounds it."""
+        self._estimates.costs.note(
+            worker_id,
+            StepCosts(
+                message.prefill_base_s,
+                message.prefill_token_s,
+                message.prefill_context_s,
+                message.decode_base_s,
+                message.decode_request_s,
+                message.decode_context_s,
+            ),
+        )
+
+    def on_features(self, worker_id: str, message: Features) -> None:
+        """Tell the worker about workflows between stages from now on, if it asks for it."""
+        worker = self._directory.workers.get(worker_id)
+        if worker is not None:
+            worker.keeps_prefixes = message.keeps_prefixes
 
     def on_goodbye(self, worker_id: str, reason: str) -> None:
         """Send nothing new there; SGLang ends what it has before it leaves."""
@@ -123,6 +148,7 @@ class LinkEvents:
         worker = self._directory.workers.get(worker_id)
         if worker is not None:
             worker.linked = False
+            worker.keeps_prefixes = False
             worker.take_load(None, self._clock())
         return worker
 
@@ -136,6 +162,7 @@ class LinkEvents:
         if is_first:
             return
         self._estimates.forget_cache(worker.worker_id)
+        worker.keeps_prefixes = False
         worker.url = check_worker_url(hello.url)
         worker.take_load(None, self._clock())
         worker.drained = False
@@ -155,9 +182,10 @@ class LinkEvents:
         directory = self._directory
         if directory.banned.get(hello.worker_id) == hello.incarnation:
             raise ConfigError(f"worker_id={hello.worker_id!r}: was removed by the operator")
-        if not self._is_authenticated and not directory.may_register(url):
+        if not (directory.may_link(url) if self._is_authenticated else directory.may_register(url)):
             raise ConfigError(
-                f"url={url!r}: host is not allowed for a link without keys; "
+                f"url={url!r}: host is not allowed for a link "
+                f"{'with' if self._is_authenticated else 'without'} keys; "
                 "add it to allowed_worker_hosts"
             )
         named, at_url = directory.workers.get(hello.worker_id), directory.by_url(url)

@@ -13,9 +13,11 @@ from hexgen_sglang.coordinator.live_request import LiveRequest
 from hexgen_sglang.coordinator.worker import Worker
 from hexgen_sglang.coordinator.workflows import Outcome, Workflow
 from hexgen_sglang.core.worker import WorkerState
+from hexgen_sglang.policies.estimators import EstimateErrors
 
 _MAX_TYPES = 64
 _MAX_WORKERS = 4_096
+_MAX_TENANTS = 256
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
 _DECISION_SECONDS = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1)
 
@@ -27,6 +29,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._types: set[str] = set()
         self._workers: set[str] = set()
+        self._tenants: set[str] = set()
         registry = self._registry
         self.requests = Counter(
             "hexgen_requests",
@@ -38,6 +41,17 @@ class Metrics:
             "hexgen_requests_refused",
             "Requests that were not accepted, by HTTP status.",
             ["status"],
+            registry=registry,
+        )
+        self.tenant_limited = Counter(
+            "hexgen_tenant_limited",
+            "Requests refused because a tenant was at a limit; without keys the tenant is empty.",
+            ["tenant", "limit"],
+            registry=registry,
+        )
+        self.api_keys_stale = Gauge(
+            "hexgen_api_keys_stale",
+            "1 while the API key file cannot be used and the keys read before stay in force.",
             registry=registry,
         )
         self.retries = Counter(
@@ -84,6 +98,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.tuning = Counter(
+            "hexgen_tuning",
+            "What the tuner said: keep, advice, apply, return or failed.",
+            ["kind"],
+            registry=registry,
+        )
         self.workflows = Counter(
             "hexgen_workflows",
             "Workflows that ended: met, missed, best_effort or cancelled.",
@@ -102,6 +122,17 @@ class Metrics:
         )
         self.lasting = Gauge(
             "hexgen_num_workflows", "Workflows that have not ended.", registry=registry
+        )
+        self.placement_ends = Counter(
+            "hexgen_placement_ends",
+            "Ends of requests that their clients carried to the workers, by who told of them.",
+            ["teller"],
+            registry=registry,
+        )
+        self.demoted = Gauge(
+            "hexgen_workflows_demoted",
+            "Workflows that stood back, so far, since they could not meet their deadline.",
+            registry=registry,
         )
         self.in_flight = Gauge(
             "hexgen_num_running_reqs",
@@ -122,19 +153,35 @@ class Metrics:
             registry=registry,
         )
 
+        self.estimate_error = Gauge(
+            "hexgen_estimate_error_frac",
+            "Mean absolute error of an estimate over the mean of what came.",
+            ["estimate", "workflow_type"],
+            registry=registry,
+        )
+        self.estimate_bias = Gauge(
+            "hexgen_estimate_bias_frac",
+            "Mean of predicted minus actual over the mean of what came.",
+            ["estimate", "workflow_type"],
+            registry=registry,
+        )
+        self.reports_refused = Gauge(
+            "hexgen_worker_reports_refused",
+            "Reports of ended requests that were not the worker's, or told times that cannot be.",
+            registry=registry,
+        )
+
     def type_label(self, workflow_type: str) -> str:
         """The type itself while there are few, else "other"; untagged: ""."""
-        if workflow_type in self._types or len(self._types) < _MAX_TYPES:
-            self._types.add(workflow_type)
-            return workflow_type
-        return "other"
+        return _capped(workflow_type, self._types, _MAX_TYPES)
 
     def worker_label(self, worker_id: str) -> str:
         """The id itself while few were ever registered, else "other"."""
-        if worker_id in self._workers or len(self._workers) < _MAX_WORKERS:
-            self._workers.add(worker_id)
-            return worker_id
-        return "other"
+        return _capped(worker_id, self._workers, _MAX_WORKERS)
+
+    def limited(self, tenant: str | None, limit: str) -> None:
+        """Count a request refused by the named limit of its tenant."""
+        self.tenant_limited.labels(_capped(tenant or "", self._tenants, _MAX_TENANTS), limit).inc()
 
     def decided(self, policy: str, picked: str | None, seconds: float) -> None:
         """Count one dispatch decision."""
@@ -169,6 +216,14 @@ class Metrics:
         if not workflow.is_cancelled:
             self.workflow_seconds.labels(kind).observe(ended_s - workflow.started_s)
 
+    def set_estimates(self, errors: EstimateErrors, num_refused_reports: int) -> None:
+        """Bring the errors of the estimates up to date, for the first few workflow types."""
+        for estimate, workflow_type, error in errors.rows():
+            if self.type_label(workflow_type) == workflow_type:
+                self.estimate_error.labels(estimate, workflow_type).set(error.absolute_frac)
+                self.estimate_bias.labels(estimate, workflow_type).set(error.bias_frac)
+        self.reports_refused.set(num_refused_reports)
+
     def set_worker(self, worker: Worker) -> None:
         """Bring a worker's gauges up to date."""
         worker_id = self.worker_label(worker.worker_id)
@@ -187,3 +242,11 @@ class Metrics:
     def exposition(self) -> bytes:
         """The text format of Prometheus."""
         return generate_latest(self._registry)
+
+
+def _capped(value: str, seen: set[str], most: int) -> str:
+    """The value while at most so many were seen, else "other"."""
+    if value in seen or len(seen) < most:
+        seen.add(value)
+        return value
+    return "other"

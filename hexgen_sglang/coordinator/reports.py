@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from hexgen_sglang.coordinator.access import ANYBODY, Caller
 from hexgen_sglang.coordinator.estimates import Estimates
 from hexgen_sglang.coordinator.worker import Worker
 from hexgen_sglang.coordinator.workflows import RequestRecord, Workflow
@@ -49,11 +50,11 @@ def worker_row(worker: Worker, estimates: Estimates, now_s: float) -> dict[str, 
     }
 
 
-def workflow_row(workflow: Workflow, now_s: float) -> dict[str, Any]:
-    """A workflow without its requests, as `GET /workflows` lists it."""
+def workflow_row(workflow: Workflow, now_s: float, caller: Caller = ANYBODY) -> dict[str, Any]:
+    """A workflow without its requests, as `GET /workflows` lists it to `caller`."""
     started_s, ended_s = workflow.started_s, workflow.ended_s
     return {
-        "workflow_id": workflow.workflow_id,
+        "workflow_id": caller.shown_id(workflow.workflow_id),
         "workflow_type": workflow.workflow_type or None,
         "tenant": workflow.tenant or None,
         "budget_s": None if workflow.deadline_s is None else workflow.deadline_s - started_s,
@@ -65,17 +66,23 @@ def workflow_row(workflow: Workflow, now_s: float) -> dict[str, Any]:
     }
 
 
-def workflow_report(workflow: Workflow, now_s: float) -> dict[str, Any]:
+def workflow_report(workflow: Workflow, now_s: float, caller: Caller = ANYBODY) -> dict[str, Any]:
     """A workflow with its stages and requests, as `GET /workflows/{id}` tells it."""
     return {
-        **workflow_row(workflow, now_s),
+        **workflow_row(workflow, now_s, caller),
         "stages": _stage_rows(workflow, now_s),
         "requests": [_request_row(r, workflow.started_s) for r in workflow.records.values()],
     }
 
 
 def health(
-    workers: list[Worker], *, num_queued: int, is_draining: bool, has_link: bool
+    workers: list[Worker],
+    *,
+    num_queued: int,
+    is_draining: bool,
+    has_link: bool,
+    tuner_is_down: bool = False,
+    keys_are_stale: bool = False,
 ) -> tuple[int, dict[str, Any]]:
     """Status and body of `GET /health`: 200 while requests can be served.
 
@@ -90,6 +97,10 @@ def health(
         degraded.append("workers_unreachable")
     if has_link and any(worker.incarnation and not worker.linked for worker in workers):
         degraded.append("links_lost")
+    if tuner_is_down:
+        degraded.append("tuner_down")
+    if keys_are_stale:
+        degraded.append("api_keys_stale")
     status = "degraded" if degraded else "ok"
     if not counts["ready"]:
         status = "no_worker"

@@ -12,31 +12,43 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from hexgen_sglang.coordinator.access import Access
 from hexgen_sglang.coordinator.admission import Parts
+from hexgen_sglang.coordinator.api_keys import KeyRing
 from hexgen_sglang.coordinator.attempt_io import AttemptIO
+from hexgen_sglang.coordinator.cold_start import stated_costs
 from hexgen_sglang.coordinator.config import CoordinatorFile
+from hexgen_sglang.coordinator.demotion import Demotion
 from hexgen_sglang.coordinator.dispatcher import Dispatcher, with_deadline
 from hexgen_sglang.coordinator.estimates import Estimates
 from hexgen_sglang.coordinator.exchange import Exchanges
 from hexgen_sglang.coordinator.health import HealthWatch
+from hexgen_sglang.coordinator.limits import Limiter
 from hexgen_sglang.coordinator.link import CoordinatorLink
 from hexgen_sglang.coordinator.link_events import LinkEvents
+from hexgen_sglang.coordinator.live_request import QueuedRequest
 from hexgen_sglang.coordinator.metrics import Metrics
+from hexgen_sglang.coordinator.placements import Placements
+from hexgen_sglang.coordinator.prefix_keeper import PrefixKeeper
 from hexgen_sglang.coordinator.queue import CentralQueue
+from hexgen_sglang.coordinator.tuning import AdjustablePolicy, Tuning
 from hexgen_sglang.coordinator.worker import RoomRules
 from hexgen_sglang.coordinator.worker_client import WorkerClient
 from hexgen_sglang.coordinator.workers import WorkerDirectory, allowed_hosts
 from hexgen_sglang.coordinator.workflows import Workflow, WorkflowTracker
-from hexgen_sglang.policies.dispatch import DISPATCH
+from hexgen_sglang.coordinator.working_set import WorkingSet
 from hexgen_sglang.policies.ordering import ORDERING
 from hexgen_sglang.protocol.messages import Cancel, CoordinatorMessage, Reprioritise
 from hexgen_sglang.transport.interface import CoordinatorEnd
 
 log = logging.getLogger(__name__)
 
-_SWEEP_INTERVAL_S = 5.0
+_PLACEMENTS_INTERVAL_S = 1.0
+_SWEEP_TURNS = 5
+_KEYS_INTERVAL_S = 1.0
 # Reports that fail to come for this many heartbeats make a worker's load unknown.
 _STALE_HEARTBEATS = 3
+_MAX_BUDGET_MS = 86_400_000
 
 
 class Coordinator:
@@ -49,13 +61,28 @@ class Coordinator:
     Attributes:
         parts: what a request passes.
         exchanges: the requests in progress.
+        placements: those of them that their clients carry to the workers.
+        tuning: the search of better settings beside it.
+        access: who may call.
+        demotion: who stands back.
+
+    Raises:
+        ConfigError: the API keys or the accelerator profiles cannot be read.
     """
 
     def __init__(self, settings: CoordinatorFile, end: CoordinatorEnd | None = None) -> None:
         config = settings.coordinator
         self.settings = settings
         self.config = config
-        metrics, estimates = Metrics(), Estimates(config.trust_output_limits)
+        ring = None if config.api_keys is None else KeyRing(Path(config.api_keys))
+        self.access = Access(ring)
+        metrics = Metrics()
+        estimates = Estimates(
+            config.trust_output_limits, uses_chain=config.remaining_work == "chain"
+        )
+        if config.accelerators is not None:
+            folder = Path(config.accelerators)
+            estimates.state_costs(stated_costs(folder, config.accelerators_time_scale))
         stale_after_s = _STALE_HEARTBEATS * config.heartbeat_ms / 1000
         directory = WorkerDirectory(
             estimates,
@@ -63,9 +90,17 @@ class Coordinator:
             allowed_hosts(config.allowed_worker_hosts, settings.workers),
             config.max_workers,
             self._kick,
+            has_stated_hosts=bool(config.allowed_worker_hosts),
+        )
+        policy = AdjustablePolicy(config.dispatch, config.dispatch_settings)
+        self.tuning = Tuning(
+            config,
+            policy,
+            lambda: tuple(worker.hardware for worker in directory.ready()),
+            metrics,
         )
         dispatcher = Dispatcher(
-            DISPATCH.create(config.dispatch, **config.dispatch_settings),
+            policy,
             config.dispatch,
             directory.ready,
             estimates,
@@ -77,12 +112,18 @@ class Coordinator:
                 early=config.binding == "early",
             ),
             metrics,
+            WorkingSet(config.working_set if config.binding == "late" else 0.0),
         )
+        self.demotion = Demotion(
+            config.demotion_ageing, time.monotonic, caution=config.demotion_caution
+        )
+        self.demotion.on_engine = self._put_off
         queue = CentralQueue(
             ORDERING.create(config.ordering, **config.ordering_settings),
             config.max_queued,
             config.max_queued_bytes,
             dispatcher.retry_after_s,
+            self.demotion,
         )
         dispatcher.serve(queue)
         client = WorkerClient(config.connect_timeout_s)
@@ -105,9 +146,14 @@ class Coordinator:
                 client,
                 first_byte_timeout_s=config.first_byte_timeout_s,
                 stream_gap_timeout_s=config.stream_gap_timeout_s,
+                isolate_caches=config.isolate_tenant_caches,
             ),
+            keeper=PrefixKeeper(self._tell_soon, directory.keeps_prefixes),
         )
-        self.exchanges = Exchanges(self.parts)
+        self._telling: set[asyncio.Task[bool]] = set()
+        limiter = Limiter(settings.limits, dict(settings.tenants), self.parts.clock)
+        self.exchanges = Exchanges(self.parts, limiter)
+        self.placements = Placements(self.parts, self.exchanges)
         self._health = HealthWatch(
             client,
             directory,
@@ -116,6 +162,7 @@ class Coordinator:
             num_failures=config.health_failures,
         )
         directory.watch_with(self._health)
+        self._sending: set[asyncio.Task[bool]] = set()
         self._link = None if end is None else CoordinatorLink(end, self._link_events())
 
     @property
@@ -123,14 +170,29 @@ class Coordinator:
         """Whether workers' plugins can connect."""
         return self._link is not None
 
+    @property
+    def keys_are_stale(self) -> bool:
+        """Whether API keys are in force that are not what their file holds now."""
+        return self.access.ring is not None and self.access.ring.is_stale
+
+    async def reload_keys(self, *, force: bool = False) -> None:
+        """Read the API keys again if their file has changed, or if `force`."""
+        ring = self.access.ring
+        if ring is not None:
+            await asyncio.to_thread(ring.reload_if_changed, force=force)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Background work goes on inside this block: probes, link, sweeping."""
+        """Background work goes on inside this block: probes, link, sweeping, keys."""
         for row in self.settings.workers:
             self.parts.directory.add(row, "config")
         tasks = [asyncio.create_task(self._sweep())]
+        if self.access.ring is not None:
+            tasks.append(asyncio.create_task(self._watch_keys()))
         if self._link is not None:
             tasks.append(asyncio.create_task(self._link.run()))
+        if self.tuning.is_on:
+            tasks.append(asyncio.create_task(self.tuning.run()))
         try:
             yield
         finally:
@@ -166,7 +228,11 @@ class Coordinator:
         """Metrics in Prometheus' text format."""
         parts = self.parts
         parts.metrics.queued.set(len(parts.queue))
+        parts.metrics.demoted.set(self.demotion.num_demoted)
         parts.metrics.lasting.set(parts.tracker.num_lasting)
+        parts.metrics.api_keys_stale.set(self.keys_are_stale)
+        estimates = parts.estimates
+        parts.metrics.set_estimates(estimates.stages.errors, estimates.num_refused_reports)
         for worker in parts.directory.workers.values():
             parts.metrics.set_worker(worker)
         return parts.metrics.exposition()
@@ -184,6 +250,26 @@ class Coordinator:
             if not await self._link.send_to(worker_id, message):
                 log.info("worker %s: not told of %s", worker_id, type(message).__name__)
 
+    def _put_off(self, request: QueuedRequest) -> None:
+        """Tell the engine that holds the request by which deadline it orders it now."""
+        attempt, deadline_s = request.attempt, request.view.deadline_s
+        if self._link is None or attempt is None or deadline_s is None:
+            return
+        budget_ms = max(1, min(_MAX_BUDGET_MS, round((deadline_s - self.parts.clock()) * 1000)))
+        remaining_ms = request.view.predicted_remaining_s * 1000
+        message = Reprioritise(request.workflow.workflow_id, budget_ms, remaining_ms)
+        task = asyncio.create_task(self._link.send_to(attempt.worker.worker_id, message))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    def _tell_soon(self, worker_id: str, message: CoordinatorMessage) -> None:
+        """Send a message to a worker without waiting; a worker that is gone needs none."""
+        if self._link is None:
+            return
+        task = asyncio.create_task(self._link.send_to(worker_id, message))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
     def _link_events(self) -> LinkEvents:
         config = self.config
         return LinkEvents(
@@ -193,6 +279,7 @@ class Coordinator:
             heartbeat_ms=config.heartbeat_ms,
             is_authenticated=config.keys is not None,
             on_load=self._kick,
+            on_finished=self.placements.reported,
         )
 
     def _kick(self) -> None:
@@ -201,12 +288,24 @@ class Coordinator:
     def _workflow_ended(self, workflow: Workflow) -> None:
         ended_s = workflow.ended_s if workflow.ended_s is not None else time.monotonic()
         self.parts.metrics.workflow_ended(workflow, ended_s)
+        self.parts.keeper.over(workflow)
+        self.tuning.ended(workflow)
+
+    async def _watch_keys(self) -> None:
+        """Notice a changed key file."""
+        while True:
+            await asyncio.sleep(_KEYS_INTERVAL_S)
+            await self.reload_keys()
 
     async def _sweep(self) -> None:
-        """End idle workflows now and then."""
+        """End idle workflows, and placements that nobody will tell of, now and then."""
+        turn = 0
         while True:
-            await asyncio.sleep(_SWEEP_INTERVAL_S)
-            self.parts.tracker.sweep(self.parts.clock())
+            await asyncio.sleep(_PLACEMENTS_INTERVAL_S)
+            self.placements.sweep(self.parts.clock())
+            turn += 1
+            if turn % _SWEEP_TURNS == 0:
+                self.parts.tracker.sweep(self.parts.clock())
 
 
 def link_end(settings: CoordinatorFile) -> CoordinatorEnd | None:

@@ -5,13 +5,20 @@ Counting only; who registers workers and probes them is in `workers` and `health
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from hexgen_sglang.coordinator.breaker import CircuitBreaker
 from hexgen_sglang.coordinator.live_request import Attempt
-from hexgen_sglang.core.worker import WorkerLoad, WorkerState, WorkerView
+from hexgen_sglang.core.worker import InFlight, StepCosts, WorkerLoad, WorkerState, WorkerView
 from hexgen_sglang.policies.estimators import Rates
 from hexgen_sglang.protocol.messages import Load
+
+# A worker that fails so many requests in a row gets none for a while, see `CircuitBreaker`.
+_BREAKER_FAILURES = 5
+_BREAKER_FIRST_S = 1.0
+_BREAKER_MOST_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +53,16 @@ class Worker:
         models: names it serves; empty until the first successful probe.
         model_cards: its `/v1/models` entries, by name.
         linked: its plugin is connected.
+        keeps_prefixes: its plugin said so over this link.
         incarnation: of the linked process; "" when never linked.
         drained: the operator wants nothing new to go there.
         said_goodbye: it is shutting down in order.
         needs_full_check: `GET /health` must succeed before it is trusted (again).
         load, load_at_s: last report and when it came.
         sent_since_load_tokens: uncached prompt tokens dispatched after that report.
+        in_flight, seen: attempts by rid, and the same as policies see them.
+        version: counts changes of these two.
+        breaker: keeps requests from it while it fails them.
         last_error: why it is unreachable, for people.
     """
 
@@ -69,6 +80,7 @@ class Worker:
     max_running_requests: int | None = None
     kv_capacity_tokens: int | None = None
     linked: bool = False
+    keeps_prefixes: bool = False
     incarnation: str = ""
     drained: bool = False
     said_goodbye: bool = False
@@ -80,6 +92,13 @@ class Worker:
     num_failures: int = 0
     last_alive_s: float = 0.0
     in_flight: dict[str, Attempt] = field(default_factory=dict)
+    seen: dict[str, InFlight] = field(default_factory=dict)
+    version: int = 0
+    breaker: CircuitBreaker = field(
+        default_factory=lambda: CircuitBreaker(
+            _BREAKER_FAILURES, _BREAKER_FIRST_S, _BREAKER_MOST_S, random.random
+        )
+    )
     num_in_flight_tokens: int = 0
     _expected_output_tokens: int = 0
     _sum_dispatched_s: float = 0.0
@@ -106,6 +125,9 @@ class Worker:
         if not self.in_flight:
             self._busy_since_s = attempt.dispatched_s
         self.in_flight[attempt.rid] = attempt
+        self.breaker.sent(attempt.rid, attempt.dispatched_s)
+        self.seen[attempt.rid] = attempt.seen
+        self.version += 1
         self.num_in_flight_tokens += attempt.num_prompt_tokens + attempt.expected_output_tokens
         self._expected_output_tokens += attempt.expected_output_tokens
         self._sum_dispatched_s += attempt.dispatched_s
@@ -115,6 +137,9 @@ class Worker:
         """Stop counting an attempt; returns the busy seconds since the last release or idling."""
         if self.in_flight.pop(attempt.rid, None) is None:
             return 0.0
+        self.breaker.left(attempt.rid)
+        del self.seen[attempt.rid]
+        self.version += 1
         self.num_in_flight_tokens -= attempt.num_prompt_tokens + attempt.expected_output_tokens
         self._expected_output_tokens -= attempt.expected_output_tokens
         self._sum_dispatched_s -= attempt.dispatched_s
@@ -129,7 +154,12 @@ class Worker:
         self.sent_since_load_tokens = 0
 
     def is_open(self, now_s: float, rules: RoomRules) -> bool:
-        """A batch slot, look-ahead included, and prefill capacity are there."""
+        """A batch slot, look-ahead included, and prefill capacity are there.
+
+        Never while its circuit breaker is open.
+        """
+        if not self.breaker.may_send(now_s):
+            return False
         if rules.early or not self.in_flight:
             return True
         if self.max_in_flight is not None:
@@ -142,6 +172,13 @@ class Worker:
         if load is None:
             return True
         return load.num_waiting_tokens + self.sent_since_load_tokens < rules.look_ahead_tokens
+
+    def is_idle_since(self, instant_s: float) -> bool:
+        """Whether its last report, made after that instant, says that it has no work."""
+        load = self.load
+        if load is None or self.load_at_s <= instant_s:
+            return False
+        return not load.num_running and not load.num_waiting
 
     def has_kv_room(self, num_tokens: int, now_s: float, rules: RoomRules) -> bool:
         """`num_tokens` more fit into the KV cache; always true for an idle worker.
@@ -157,8 +194,10 @@ class Worker:
             used = load.num_kv_tokens_used + load.num_waiting_tokens + self.sent_since_load_tokens
         return used + num_tokens <= self.kv_capacity_tokens
 
-    def view(self, now_s: float, rates: Rates, rules: RoomRules) -> WorkerView:
-        """The immutable snapshot that policies see."""
+    def view(
+        self, now_s: float, rates: Rates, rules: RoomRules, costs: StepCosts | None = None
+    ) -> WorkerView:
+        """The snapshot that policies see; `costs`: of its steps, None when unknown."""
         load = self.load
         return WorkerView(
             worker_id=self.worker_id,
@@ -174,6 +213,11 @@ class Worker:
             decode_tokens_per_s=rates.decode_tokens_per_s,
             usual_batch=rates.usual_batch,
             tokens_per_s=rates.tokens_per_s,
+            version=self.version,
+            now_s=now_s,
+            in_flight=self.seen.values(),
+            costs=costs,
+            decode_stall=rates.decode_stall,
             load=None
             if load is None
             else WorkerLoad(

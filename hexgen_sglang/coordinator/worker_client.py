@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # Shorter than uvicorn's 5 s: the worker must not close a connection just as we use it again.
 _KEEP_ALIVE_S = 3.0
 _ABORT_TIMEOUT_S = 5.0
+_TOKENIZER_TIMEOUT_S = 10.0
 _PROBE_BYTES = 4 * 1024 * 1024
 # Statuses with which a worker says "not me, not now"; other 4xx are the client's to see.
 _BUSY_STATUSES = frozenset({408, 429})
@@ -73,7 +74,7 @@ class WorkerClient:
             ) as response:
                 if response.status >= 500 or response.status in _BUSY_STATUSES:
                     detail = (await response.content.read(500)).decode("utf-8", "replace")
-                    raise AttemptFailed(f"answered {response.status}: {detail}", "status")
+                    raise AttemptFailed(f"answered {response.status}", "status", f": {detail}")
                 yield response
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
             raise AttemptFailed(f"no connection: {error}", "connect") from error
@@ -86,6 +87,49 @@ class WorkerClient:
         task = asyncio.get_running_loop().create_task(self._abort(base_url, rid))
         self._aborts.add(task)
         task.add_done_callback(self._aborts.discard)
+
+    async def tokenize(self, base_url: str, text: str, *, begins: bool) -> list[int]:
+        """The token ids of a text, by the worker's tokenizer.
+
+        `begins`: with what the tokenizer puts before a sequence.
+
+        Raises:
+            AttemptFailed: no answer, or one without token ids.
+        """
+        question = {"prompt": text, "add_special_tokens": begins}
+        answer = await self._ask_tokenizer(f"{base_url}/tokenize", question)
+        ids = answer.get("tokens") if isinstance(answer, dict) else None
+        if not isinstance(ids, list) or any(type(item) is not int for item in ids):
+            raise AttemptFailed(f"{base_url}/tokenize: tells no token ids", "status")
+        return ids
+
+    async def detokenize(self, base_url: str, ids: list[int]) -> str:
+        """The text of token ids, by the worker's tokenizer.
+
+        Raises:
+            AttemptFailed: no answer, or one without a text.
+        """
+        answer = await self._ask_tokenizer(f"{base_url}/detokenize", {"tokens": ids})
+        text = answer.get("text") if isinstance(answer, dict) else None
+        if not isinstance(text, str):
+            raise AttemptFailed(f"{base_url}/detokenize: tells no text", "status")
+        return text
+
+    async def _ask_tokenizer(self, url: str, question: dict[str, Any]) -> Any:
+        body = msgspec.json.encode(question)
+        headers = {"content-type": "application/json"}
+        try:
+            async with (
+                asyncio.timeout(_TOKENIZER_TIMEOUT_S),
+                self.post(url, body, headers) as reply,
+            ):
+                if reply.status != 200:
+                    raise AttemptFailed(f"{url} answered {reply.status}", "status")
+                return msgspec.json.decode(await reply.read())
+        except TimeoutError as error:
+            raise AttemptFailed(f"{url}: no answer", "timeout") from error
+        except msgspec.DecodeError as error:
+            raise AttemptFailed(f"{url}: not JSON: {error}", "status") from error
 
     async def get_json(self, url: str, timeout_s: float) -> Any:
         """A JSON answer with status 200, of at most 4 MiB.
@@ -128,7 +172,9 @@ class WorkerClient:
         try:
             async with (
                 asyncio.timeout(_ABORT_TIMEOUT_S),
-                self._session.post(f"{base_url}/abort_request", json={"rid": rid}) as response,
+                self._session.post(
+                    f"{base_url}/abort_request", json={"rid": rid}, allow_redirects=False
+                ) as response,
             ):
                 if response.status != 200:
                     log.warning("%s: abort of %s answered %d", base_url, rid, response.status)

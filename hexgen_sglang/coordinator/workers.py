@@ -5,7 +5,10 @@ Workers come from the configuration, from POST /workers and from the link (`link
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import logging
+import time
 from collections.abc import Callable
 
 from hexgen_sglang.coordinator.config import LOOPBACK_HOSTS, WorkerConfig, check_worker_url
@@ -31,6 +34,7 @@ class WorkerDirectory:
         allowed_hosts: that a worker's URL may name, beside loopback.
         max_workers: registered at most.
         on_change: told whenever a worker may have become able to take requests.
+        has_stated_hosts: the operator stated a list, which binds authenticated workers, too.
 
     Attributes:
         workers: by id, in order of registration.
@@ -45,12 +49,15 @@ class WorkerDirectory:
         allowed_hosts: set[str],
         max_workers: int,
         on_change: Callable[[], None],
+        *,
+        has_stated_hosts: bool = False,
     ) -> None:
         self.workers: dict[str, Worker] = {}
         self.banned: dict[str, str] = {}
         self._estimates = estimates
         self._metrics = metrics
         self._allowed_hosts = allowed_hosts | set(LOOPBACK_HOSTS)
+        self._has_stated_hosts = has_stated_hosts
         self._max_workers = max_workers
         self._on_change = on_change
         self._health: HealthWatch | None = None
@@ -58,6 +65,11 @@ class WorkerDirectory:
     def watch_with(self, health: HealthWatch) -> None:
         """Probe workers with this; call once, before the first worker is added."""
         self._health = health
+
+    def keeps_prefixes(self, worker_id: str) -> bool:
+        """Whether the worker keeps prefixes of workflows that it is told of."""
+        worker = self.workers.get(worker_id)
+        return worker is not None and worker.keeps_prefixes
 
     def ready(self) -> list[Worker]:
         """Workers that take requests now."""
@@ -75,9 +87,23 @@ class WorkerDirectory:
         return next((w for w in self.workers.values() if w.url == url), None)
 
     def may_register(self, url: str) -> bool:
-        """Whether the URL's host is loopback or on the allow list."""
+        """Whether the URL's host is loopback or on the allow list, as it stands there.
+
+        Other spellings of an address (decimal, hexadecimal, short, IPv6-mapped) are other
+        hosts; no name is looked up.
+        """
         host = Worker("", url, "").host
         return host in self._allowed_hosts
+
+    def may_link(self, url: str) -> bool:
+        """Whether a worker that proved its key may name this URL.
+
+        Any host that is not on a stated list of hosts is refused; without such a list those
+        where no worker of ours can be.
+        """
+        if self.may_register(url):
+            return True
+        return not self._has_stated_hosts and not _is_out_of_bounds(Worker("", url, "").host)
 
     def add(self, config: WorkerConfig, origin: str) -> Worker:
         """Register a worker by URL; it takes requests after its first successful probe.
@@ -213,8 +239,13 @@ class WorkerDirectory:
         if self._health is not None:
             self._health.wake(worker)
 
-    def on_attempt_failed(self, worker: Worker, failure: AttemptFailed) -> None:
-        """A request failed there: look at the worker at once, and avoid it until then."""
+    def on_attempt_failed(self, worker: Worker, failure: AttemptFailed, rid: str) -> None:
+        """A request failed there: look at the worker at once, and avoid it until then.
+
+        Too many in a row, and it is avoided for longer, even if it looks well.
+        """
+        if failure.reason != "lost":
+            self._count_failure(worker, rid)
         if failure.reason in ("connect", "disconnect") and worker.state is WorkerState.READY:
             worker.state = WorkerState.UNREACHABLE
             worker.last_error = str(failure)
@@ -222,6 +253,14 @@ class WorkerDirectory:
             worker.needs_full_check = True
         self._changed(worker)
         self.wake(worker)
+
+    def _count_failure(self, worker: Worker, rid: str) -> None:
+        """Enter a failed request into the worker's breaker; look again when it lets one through."""
+        open_s = worker.breaker.failed(rid, time.monotonic())
+        if open_s is not None:
+            log.warning("worker %s: gets nothing for %.1f s", worker.worker_id, open_s)
+            # A little later than that, so that it is surely over.
+            asyncio.get_running_loop().call_later(open_s + 0.001, self._on_change)
 
     def on_healthy(self, worker: Worker) -> None:
         """See `HealthObserver`."""
@@ -252,6 +291,23 @@ class WorkerDirectory:
         if self.workers.get(worker.worker_id) is worker:
             self._metrics.set_worker(worker)
         self._on_change()
+
+
+def _is_out_of_bounds(host: str) -> bool:
+    """Link-local (cloud metadata services are there), multicast, unspecified, or disguised.
+
+    Nobody needs to write an IPv4 address as an IPv6 one, or as a number: resolvers take
+    2852039166, 0xa9fe.1 and 169.254.43518 for addresses, and no host has such a name.
+    """
+    try:
+        address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(
+            host.partition("%")[0]
+        )
+    except ValueError:
+        return host.rstrip(".").rpartition(".")[2][:1].isdigit()
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return True
+    return address.is_link_local or address.is_multicast or address.is_unspecified
 
 
 def allowed_hosts(extra: tuple[str, ...], workers: tuple[WorkerConfig, ...]) -> set[str]:

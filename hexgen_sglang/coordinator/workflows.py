@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from hexgen_sglang.coordinator.decisions import DecisionLog
 from hexgen_sglang.core.errors import AdmissionRejected
 from hexgen_sglang.policies.deadlines import stage_budget_s
 from hexgen_sglang.policies.estimators import StageEstimates, StageVisit
@@ -39,7 +40,12 @@ OPEN = frozenset({Outcome.QUEUED, Outcome.RUNNING})
 
 @dataclass(slots=True, eq=False)
 class RequestRecord:
-    """What is told of one request in `GET /workflows/{id}`."""
+    """What is told of one request in `GET /workflows/{id}`.
+
+    Attributes:
+        engine_queue_s, prefill_s, decode_s: of the attempt that answered, as its engine timed
+            them; None without a link.
+    """
 
     request_id: str
     stage: str
@@ -56,6 +62,9 @@ class RequestRecord:
     output_tokens: int | None = None
     outcome: Outcome = Outcome.QUEUED
     retries: int = 0
+    engine_queue_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -68,9 +77,21 @@ class Visit:
     budget_s: float | None
     seen: set[int] = field(default_factory=set)
     num_requests: int = 0
+    num_output_tokens: int = 0
+    num_path_tokens: int = 0
+    num_path_uncached: int = 0
     num_open: int = 0
     end_s: float = 0.0
     service_s: float = 0.0
+
+    def take_lengths(self, record: RequestRecord) -> None:
+        """What a request of it that has ended is known to have computed."""
+        output = record.output_tokens or 0
+        self.num_output_tokens += output
+        self.num_path_tokens = max(self.num_path_tokens, output)
+        if record.prompt_tokens is not None and record.cached_tokens is not None:
+            uncached = max(0, record.prompt_tokens - record.cached_tokens)
+            self.num_path_uncached = max(self.num_path_uncached, uncached)
 
     def takes(self, record: RequestRecord) -> bool:
         """Whether a new request of the stage belongs to this pass."""
@@ -90,6 +111,11 @@ class Workflow:
         final_is_done: a request marked final has ended since the workflow was (re)opened.
         was_counted: its end was told once.
         ended_s: end, by `final`, by its client, by cancel or by idleness; None while it lasts.
+        decisions: what the dispatcher decided about its requests.
+        demoted_s: since when its deadline cannot be met any more; None while it can, and where
+            nobody looks (see `demotion`).
+        has_begun, context_tokens: kept by `working_set`: a worker got a request of it since it
+            was (re)opened, and the longest of them, prompt and output.
     """
 
     workflow_id: str
@@ -107,6 +133,14 @@ class Workflow:
     num_open: int = 0
     records: OrderedDict[str, RequestRecord] = field(default_factory=OrderedDict)
     visits: list[Visit] = field(default_factory=list)
+    decisions: DecisionLog = field(default_factory=DecisionLog)
+    demoted_s: float | None = None
+    has_begun: bool = False
+    context_tokens: int = 0
+
+    def num_visits(self, stage: str) -> int:
+        """How often the stage was entered."""
+        return sum(1 for visit in self.visits if visit.stage == stage)
 
     def met_deadline(self, now_s: float) -> bool | None:
         """True or False once it is decided; None before, without deadline, or when cancelled."""
@@ -210,6 +244,7 @@ class WorkflowTracker:
         if visit is not None:
             visit.num_open -= 1
             visit.end_s = now_s
+            visit.take_lengths(record)
             if record.dispatched_s is not None:
                 visit.service_s = max(visit.service_s, now_s - record.dispatched_s)
         workflow.final_is_done = workflow.final_is_done or record.final
@@ -220,6 +255,7 @@ class WorkflowTracker:
         """A new deadline `budget_ms` from now; None: best effort."""
         workflow.deadline_s = None if budget_ms is None else now_s + budget_ms / 1000
         workflow.budget_is_stated = True
+        workflow.demoted_s = None
 
     def end(self, workflow: Workflow, now_s: float, *, cancelled: bool = False) -> None:
         """The workflow is over; requests still open go on unless the caller cancels them."""
@@ -253,7 +289,19 @@ class WorkflowTracker:
         closed.sort(key=lambda visit: visit.start_s)
         self._stages.note_workflow(
             workflow.workflow_type,
-            [StageVisit(v.stage, v.start_s, v.end_s, v.service_s) for v in closed],
+            [
+                StageVisit(
+                    v.stage,
+                    v.start_s,
+                    v.end_s,
+                    v.service_s,
+                    v.num_requests,
+                    v.num_output_tokens,
+                    v.num_path_tokens,
+                    v.num_path_uncached,
+                )
+                for v in closed
+            ],
         )
 
     def _make_room(self) -> None:
@@ -311,5 +359,6 @@ class WorkflowTracker:
         stage_s = self._stages.stage_s(workflow.workflow_type, stage)
         if workflow.deadline_s is None or stage_s is None:
             return None
-        remaining_s = self._stages.remaining_after_s(workflow.workflow_type, stage) or 0.0
+        visit = 1 + workflow.num_visits(stage)
+        remaining_s = self._stages.remaining_after_s(workflow.workflow_type, stage, visit) or 0.0
         return stage_budget_s(workflow.deadline_s - now_s, stage_s, remaining_s)

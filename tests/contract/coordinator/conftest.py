@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from hexgen_sglang.coordinator.config import CoordinatorFile, convert
-from hexgen_sglang.coordinator.server import HttpServer
+from hexgen_sglang.coordinator.server import Extension, HttpServer, nothing_more
 from hexgen_sglang.coordinator.service import Coordinator
 
 MODEL = "stand-in"
@@ -35,8 +35,12 @@ class StandInWorker:
         failing: statuses for the next requests, one each.
         dies_after: events after which the next streams break off; 0: before the headers.
         num_tokens: of each answer when the request does not limit it.
+        says: gives the text of answers that are not streamed, from the request's body.
         padding: bytes added to each streamed event; `num_written` events went out so far.
         is_hung: connections are accepted, but /health never answers.
+        echoes: errors repeat the request, as some engines do.
+        redirects_to: every request is sent on to this URL; `redirected`: their paths.
+        probed: health checks so far.
     """
 
     def __init__(self) -> None:
@@ -52,16 +56,21 @@ class StandInWorker:
         self.failing: list[int] = []
         self.dies_after: list[int | None] = []
         self.num_tokens = 5
+        self.says: Callable[[dict[str, Any]], str] | None = None
         self.max_running = 16
         self.models = [MODEL]
         self.is_hung = False
+        self.echoes = False
+        self.redirects_to = ""
+        self.redirected: list[str] = []
+        self.probed = 0
         self.padding = 0
         self.num_written = 0
         self.url = ""
         self._runner: web.AppRunner | None = None
 
     async def start(self, port: int = 0) -> None:
-        app = web.Application(client_max_size=64 * 1024 * 1024)
+        app = web.Application(client_max_size=64 * 1024 * 1024, middlewares=[self._redirect])
         app.add_routes(
             [
                 web.get("/health", self._health),
@@ -85,7 +94,17 @@ class StandInWorker:
             await self._runner.cleanup()
             self._runner = None
 
+    @web.middleware
+    async def _redirect(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if not self.redirects_to:
+            return await handler(request)
+        self.redirected.append(request.path)
+        return web.Response(status=307, headers={"location": self.redirects_to + request.path})
+
     async def _health(self, request: web.Request) -> web.Response:
+        self.probed += 1
         if self.is_hung:
             await asyncio.sleep(3_600)
         return web.Response()
@@ -114,7 +133,8 @@ class StandInWorker:
             await self.gate.wait()
             if self.failing:
                 status = self.failing.pop(0)
-                return web.json_response({"error": {"message": f"told {status}"}}, status=status)
+                message = f"told {status}" + (f": {body}" if self.echoes else "")
+                return web.json_response({"error": {"message": message}}, status=status)
             if dies_after == 0:
                 _break(request)
             if body.get("stream"):
@@ -149,6 +169,7 @@ class StandInWorker:
 
     def _whole(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         text = " ".join(f"w{i}" for i in range(self._length(path, body)))
+        text = self.says(body) if self.says is not None else text
         if path == "/generate":
             return {"text": text, "meta_info": self._meta(body, self._length(path, body), "stop")}
         message = {"message": {"role": "assistant", "content": text}}
@@ -208,8 +229,15 @@ def _break(request: web.Request) -> None:
 class Front:
     """A coordinator that serves on a real socket, and a client session."""
 
-    def __init__(self, coordinator: Coordinator, url: str, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        server: HttpServer,
+        url: str,
+        session: aiohttp.ClientSession,
+    ) -> None:
         self.coordinator = coordinator
+        self.server = server
         self.url = url
         self.session = session
 
@@ -278,15 +306,17 @@ async def make_worker() -> AsyncIterator[Callable[..., Awaitable[StandInWorker]]
 async def make_front() -> AsyncIterator[Callable[..., Awaitable[Front]]]:
     """Starts a coordinator before the given workers and waits until all are ready.
 
-    Settings of `[coordinator]` as keyword arguments; `rows`: settings for each worker; `end`:
-    the link's.
+    Settings of `[coordinator]` as keyword arguments; `rows`: settings for each worker;
+    `tables`: other tables of the file; `end`: the link's; `extension`: of its routes.
     """
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(
             *workers: StandInWorker,
             rows: list[dict[str, Any]] | None = None,
+            tables: dict[str, Any] | None = None,
             end: Any = None,
+            extension: Extension = nothing_more,
             **settings: Any,
         ) -> Front:
             given = rows or [{"worker_id": f"w{number}"} for number in range(len(workers))]
@@ -295,12 +325,14 @@ async def make_front() -> AsyncIterator[Callable[..., Awaitable[Front]]]:
                 "workers": [
                     {"url": worker.url, **row} for worker, row in zip(workers, given, strict=True)
                 ],
+                **(tables or {}),
             }
             coordinator = Coordinator(convert(plain, CoordinatorFile, "test"), end)
             if end is not None:
                 stack.callback(end.close)
             await stack.enter_async_context(coordinator.running())
-            server = HttpServer(coordinator)
+            routes = await stack.enter_async_context(extension(coordinator))
+            server = HttpServer(coordinator, routes)
             serving = asyncio.create_task(server.serve())
 
             async def stop() -> None:
@@ -311,7 +343,7 @@ async def make_front() -> AsyncIterator[Callable[..., Awaitable[Front]]]:
             stack.push_async_callback(stop)
             await until(lambda: server.started)
             session = await stack.enter_async_context(aiohttp.ClientSession())
-            front = Front(coordinator, f"http://127.0.0.1:{server.port}", session)
+            front = Front(coordinator, server, f"http://127.0.0.1:{server.port}", session)
             directory = coordinator.parts.directory
             await until(lambda: len(directory.ready()) == len(workers))
             return front

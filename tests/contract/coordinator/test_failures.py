@@ -58,11 +58,13 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event_and_no_done(
 ) -> None:
     dying, good = await make_worker(dies_after=[2]), await make_worker()
     front = await make_front(dying, good, dispatch="round_robin")
-    events = await front.events("/v1/completions", {"prompt": "x", "stream": True, **TAG})
+    body = {"prompt": "x", "stream": True, "logprobs": 1, **TAG}
+    events = await front.events("/v1/completions", body)
     assert [json.loads(event)["choices"][0]["text"] for event in events[:-1]] == ["w0", "w1"]
     error = json.loads(events[-1])["error"]
     assert error["code"] == "worker_failed"
     assert "worker 'w0' failed after its first byte" in error["message"]
+    assert "cannot go on elsewhere, logprobs was given" in error["message"]
     assert (await record(front))["outcome"] == "failed"
     assert good.seen == []
 
@@ -179,7 +181,8 @@ async def test_a_stream_that_falls_silent_ends_with_an_error(
     worker = await make_worker()
     worker.between.clear()
     front = await make_front(worker, stream_gap_timeout_s=0.3)
-    events = await front.events("/generate", {"text": "x", "stream": True})
+    body = {"text": "x", "stream": True, "return_logprob": True}
+    events = await front.events("/generate", body)
     assert "silent for 0.3 s inside a stream" in json.loads(events[-1])["error"]["message"]
 
 

@@ -212,16 +212,16 @@ async def test_the_engines_timings_teach_rates_and_fill_in_cached_tokens(
             prompt_tokens=1_012,
             cached_tokens=12,
             output_tokens=41,
-            queue_ms=500.0,
-            ttft_ms=1_000.0,
-            e2e_ms=3_000.0,
+            queue_ms=100.0,
+            ttft_ms=200.0,
+            e2e_ms=400.0,
             aborted=False,
         )
     )
     rates = front.coordinator.parts.estimates.rates
     await wait_until(lambda: rates.of("gpu-0").prefill_tokens_per_s is not None)
-    assert rates.of("gpu-0").prefill_tokens_per_s == pytest.approx(2_000.0)
-    assert rates.of("gpu-0").decode_tokens_per_s == pytest.approx(20.0)
+    assert rates.of("gpu-0").prefill_tokens_per_s == pytest.approx(10_000.0)
+    assert rates.of("gpu-0").decode_tokens_per_s == pytest.approx(200.0)
     [row] = (await front.workflow("wf"))["requests"]
     assert (row["prompt_tokens"], row["cached_tokens"]) == (12, 12)
 

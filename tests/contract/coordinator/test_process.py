@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from hexgen_sglang.coordinator.api_keys import Role, append_key, make_key
 from hexgen_sglang.coordinator.config import load_config
 
 MakeWorker = Callable[..., Awaitable[Any]]
@@ -157,6 +158,12 @@ async def test_an_address_in_use_ends_with_one_clear_line(start: Start) -> None:
         (["--port", "70000"], "`int` <= 65535 - at `$.coordinator.port`; value 70000"),
         (["--worker", "gpu-1:3000"], "url='gpu-1:3000': must be http"),
         (["--link", "tcp://0.0.0.0:5600"], "CURVE keys are required"),
+        (
+            ["--host", "0.0.0.0"],
+            "can be reached from other machines: state api_keys",
+        ),
+        (["--api-keys", "/nowhere.toml"], "api key file /nowhere.toml: No such file"),
+        (["--tls-cert", "/nowhere.pem"], "tls_cert and tls_key: both must be given"),
         (["--dispatch", "best"], "dispatch policy 'best' is unknown; known: earliest_completion"),
         (["--config", "/nowhere.toml"], "/nowhere.toml"),
         (["--link", "tcp://127.0.0.1:5600", "--keys", "/nowhere"], "/nowhere"),
@@ -186,3 +193,18 @@ async def test_the_printed_configuration_has_everything_and_reads_back(tmp_path:
     assert (config.coordinator.port, config.coordinator.dispatch) == (8123, "least_load")
     assert [row.url for row in config.workers] == ["http://127.0.0.1:30000"]
     assert b"queue_timeout_s = 300.0" in text
+
+
+async def test_sighup_reads_the_keys_again(
+    tmp_path: Path, make_worker: MakeWorker, start: Start
+) -> None:
+    path = tmp_path / "api-keys.toml"
+    append_key(path, make_key("acme", (Role.CLIENT,))[1])
+    worker = await make_worker()
+    coordinator = await start("--port", "0", "--worker", worker.url, "--api-keys", str(path))
+    coordinator.process.send_signal(signal.SIGHUP)
+    await coordinator.until_log("api keys read again: 1")
+    status, answer = await coordinator.generate()
+    assert (status, answer["error"]["code"]) == (401, "missing_api_key")
+    coordinator.process.send_signal(signal.SIGTERM)
+    assert await coordinator.exit_status() == 0

@@ -38,12 +38,18 @@ class Teller:
     def on_request_finished(self, worker_id, message):
         tell("request", message.request_id)
 
+    def on_step_times(self, worker_id, message):
+        pass
+
     def on_stage_finished(self, worker_id, message):
         tell("stage", message.num_requests)
         cancel = Cancel(workflow_id=message.workflow_id, request_id=None)
         task = asyncio.create_task(self.link.send_to(worker_id, cancel))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+    def on_features(self, worker_id, message):
+        tell("features", message.keeps_prefixes)
 
     def on_goodbye(self, worker_id, reason):
         tell("goodbye", worker_id, reason)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from hexgen_sglang.coordinator.dispatcher import in_flight_of
 from hexgen_sglang.coordinator.incoming import read_request
 from hexgen_sglang.coordinator.live_request import Attempt, LiveRequest
 from hexgen_sglang.coordinator.worker import Worker
@@ -80,6 +81,9 @@ def make_attempt() -> Callable[..., Attempt]:
             "batch": 1,
             **fields,
         }
-        return Attempt(rid=rid, worker=worker, request=request, **values)
+        first_byte_s = values.pop("first_byte_s", None)
+        seen = in_flight_of(request.view, values["num_uncached_tokens"], values["dispatched_s"])
+        seen.first_token_s = first_byte_s
+        return Attempt(rid=rid, worker=worker, request=request, seen=seen, **values)
 
     return make

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hexgen_sglang.coordinator.dispatcher import Dispatcher
+from hexgen_sglang.coordinator.dispatcher import Dispatcher, with_deadline
 from hexgen_sglang.coordinator.estimates import Estimates
 from hexgen_sglang.coordinator.live_request import LiveRequest
 from hexgen_sglang.coordinator.metrics import Metrics
@@ -192,3 +192,22 @@ def test_retry_after_follows_the_pace(make_request: MakeRequest, make_worker: Ma
         worker.release(attempt, bench.now_s)
     # one every 2 s; ten are left, half of them leave in 10 s
     assert bench.dispatcher.retry_after_s() == pytest.approx(10.0)
+
+
+def test_a_new_deadline_reaches_what_policies_see_of_a_request_at_a_worker(
+    make_request: MakeRequest, make_worker: MakeWorker
+) -> None:
+    worker = make_worker("a")
+    bench = Bench(worker)
+    request = make_request("r", deadline_s=90.0)
+    bench.push(request)
+    bench.dispatcher.run_pass()
+    before = worker.version
+    with_deadline(request, 30.0, 4.0)
+    (seen,) = worker.seen.values()
+    assert (seen.deadline_s, seen.predicted_remaining_s) == (30.0, 4.0)
+    assert seen.budget_s == 30.0 - request.workflow.started_s
+    assert request.view.budget_s == seen.budget_s
+    assert worker.version > before
+    with_deadline(request, None, 4.0)
+    assert (seen.deadline_s, seen.budget_s) == (None, None)

@@ -109,3 +109,41 @@ def test_a_stage_is_predicted_once_seen_and_only_for_workflows_with_a_type(
     assert estimates.predicted_remaining_s("sql", "draft") == pytest.approx(2.5)
     assert estimates.predicted_remaining_s("sql", "other") is None
     assert estimates.predicted_remaining_s("", "draft") is None
+
+
+def test_a_report_of_somebody_else_is_refused_and_the_true_one_still_counts(
+    attempt: Attempt,
+) -> None:
+    estimates = Estimates()
+    attempt.worker.linked = True
+    estimates.note_sent(attempt)
+    assert estimates.note_reported(finished(), "other", 13.0) is None
+    assert estimates.num_refused_reports == 1
+    assert estimates.rates.of("other").prefill_tokens_per_s is None
+    assert estimates.note_reported(finished(), "w", 13.0) is attempt.request.record
+    assert estimates.rates.of("w").prefill_tokens_per_s == pytest.approx(1_000)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"queue_ms": 1_600.0},  # after the first token
+        {"ttft_ms": 2_600.0},  # after the end
+        {"cached_tokens": 801},
+        {"e2e_ms": 600_000.0, "ttft_ms": 500_000.0},  # it was sent 3 s ago
+    ],
+)
+def test_times_that_cannot_be_teach_nothing(attempt: Attempt, wrong: dict[str, object]) -> None:
+    estimates = Estimates()
+    attempt.worker.linked = True
+    estimates.note_sent(attempt)
+    assert estimates.note_reported(finished(**wrong), "w", 13.0) is attempt.request.record
+    assert estimates.num_refused_reports == 1
+    assert estimates.rates.of("w").prefill_tokens_per_s is None
+    assert attempt.request.record.prefill_s is None
+
+
+def test_an_answer_teaches_no_more_output_than_it_could_have(attempt: Attempt) -> None:
+    estimates = Estimates()
+    estimates.note_answered(attempt, Usage(800, 2**50, 300), busy_s=2.0, now_s=12.5)
+    assert estimates.stages.output_tokens("sql", "draft") == 2**20

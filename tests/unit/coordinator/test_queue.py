@@ -81,7 +81,7 @@ def test_lanes_merge_by_rank_and_a_blocked_one_is_left_out(make_request: MakeReq
     for request in queue.in_order(blocked):
         seen.append(request.view.request_id)
         if request.lane == "x":
-            blocked.add("x")
+            blocked.add(request.queue_lane)
     assert seen == ["x0", "y1", "y3"]
 
 
