@@ -9,22 +9,45 @@ from typing import Any
 import msgspec
 
 from hexgen_sglang.bench import machine
-from hexgen_sglang.bench.plan import Facts, Plan
+from hexgen_sglang.bench.plan import EngineKind, Facts, Plan
 from hexgen_sglang.core.accelerator import AcceleratorProfile
 from hexgen_sglang.results.figures import load_result, overhead_frac, with_goodput
 from hexgen_sglang.results.schema import BenchResult
 
-# What a reader must know to judge the figures; the report prints it as it stands.
-REMARKS = (
-    "Everything but the forward pass is real SGLang; its duration is the profile's.",
+_SERVED_BY = {
+    EngineKind.SIM: (
+        "Simulated: a model of SGLang's scheduler on a virtual clock, the coordinator's own code "
+        "in front of it; the host's time and the network's are taken as 0.",
+        "sglang-router is a model of its default settings.",
+    ),
+    EngineKind.EMULATED: (
+        "Everything but the forward pass is real SGLang; its duration is the profile's.",
+        "sglang-router runs with its default settings.",
+    ),
+    EngineKind.LIVE: ("sglang-router runs with its default settings.",),
+    None: (
+        "Some workers are real; of the others, everything but the forward pass is.",
+        "sglang-router runs with its default settings.",
+    ),
+}
+_ALWAYS = (
     "Engines know each request's exact output length as its limit, as with sglang.bench_serving; "
     "dispatch and ordering policies do not.",
     "Every run starts with empty prefix caches and a dispatcher that has learned nothing.",
     "Deadlines are multiples of each workflow's latency alone on the cluster: mean over its "
     "workers, templates cached.",
     "100 % load is a bound of linear programming that no system reaches.",
-    "sglang-router runs with its default settings.",
 )
+
+
+def remarks(engine: str | None) -> tuple[str, ...]:
+    """What a reader must know to judge the figures; the report prints it as it stands.
+
+    Args:
+        engine: an `EngineKind`, or None for workers of several kinds, as in the settings of
+            a result.
+    """
+    return (*_SERVED_BY[None if engine is None else EngineKind(engine)], *_ALWAYS)
 
 
 def bench_result(
@@ -81,6 +104,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
     """The workload's settings, and what each system's name stands for."""
     workload = plan.workload
     return {
+        "engine": None if plan.engine is None else plan.engine.value,
         "trace_origin": plan.trace.origin,
         "trace_format": plan.trace.format,
         "trace_workflows": len(plan.trace.workflows),
@@ -99,6 +123,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
                 "dispatch": system.dispatch,
                 "settings": system.settings,
                 "binding": system.binding.value,
+                "working_set": system.working_set,
             }
             for system in plan.systems
         },

@@ -98,11 +98,12 @@ def _coordinator(
     system: System, engines: Engines, base: CoordinatorConfig, time_scale: float, folder: Path
 ) -> Iterator[str]:
     """Our coordinator under the system's policies, knowing every worker."""
-    config = coordinator_config(system, engines.link, base, time_scale)
+    link = engines.link if system.linked else ""
+    config = coordinator_config(system, link, base, time_scale)
     listed = [
         WorkerConfig(url=spec.url, worker_id=name, hardware=spec.hardware)
         for name, spec in engines.specs.items()
-        if not engines.link
+        if not link
     ]
     spec = CoordinatorSpec.with_ports(config, listed)
     with spec.process(folder) as process:
@@ -127,6 +128,7 @@ def coordinator_config(
         dispatch=system.dispatch,
         dispatch_settings=scaled_settings(DISPATCH, system.dispatch, system.settings, time_scale),
         binding=system.binding.value,
+        working_set=base.working_set if system.working_set is None else system.working_set,
         ordering=ordering,
         ordering_settings=scaled_settings(ORDERING, ordering, {}, time_scale),
         # The driver's limits are the true lengths; no policy may learn them.
@@ -140,6 +142,7 @@ def coordinator_config(
         request_timeout_s=_PATIENCE_S,
         workflow_idle_s=_PATIENCE_S,
         health_interval_s=_HEALTH_INTERVAL_S,
+        accelerators_time_scale=time_scale,
         heartbeat_ms=max(_SHORTEST_HEARTBEAT_MS, round(_HEARTBEAT_MS / time_scale)),
     )
 

@@ -179,7 +179,10 @@ class Engines:
             flags += ["--hexgen-coordinator", self.link, "--hexgen-worker-id", spec.name]
             flags += ["--hexgen-advertise-url", spec.url]
             flags += ["--hexgen-hardware", spec.hardware] if spec.hardware else []
+            if self.engine.retained_share:
+                flags += ["--hexgen-retain-prefixes", str(self.engine.retained_share)]
         if self.engine.ordering:
+            flags += ["--hexgen-hold-prefixes", "on" if self.engine.holds_prefixes else "off"]
             slack_s = ORDERING.defaults(self.engine.ordering).get("best_effort_slack_s")
             if slack_s is not None:
                 flags += ["--hexgen-best-effort-slack", str(slack_s / self._time_scale)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from hexgen_sglang.bench.loads import Load
@@ -14,6 +15,14 @@ from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.results.schema import RunFacts
 from hexgen_sglang.workload.plan import WorkloadSettings
 from hexgen_sglang.workload.trace import Trace
+
+
+class EngineKind(StrEnum):
+    """What serves: simulated schedulers, real SGLang on timed waits, or real accelerators."""
+
+    SIM = "sim"
+    EMULATED = "emulated"
+    LIVE = "live"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,7 @@ class Plan:
         folder: logs, configurations and records.
         num_token_ids: how many token ids prompts are made of; None: as many as the workers'
             tokenizer has, at most 30,000.
+        engine: what serves; None: what each worker of the cluster file is.
     """
 
     cluster: ClusterConfig
@@ -44,11 +54,34 @@ class Plan:
     time_scale: float
     folder: Path
     num_token_ids: int | None = None
+    engine: EngineKind | None = None
 
     @property
     def usd_per_hour(self) -> float:
         """Price of all workers."""
         return sum(profile.price.usd_per_hour.value for profile in self.profiles)
+
+
+def engine_kind(config: ClusterConfig, wanted: EngineKind | None) -> EngineKind | None:
+    """What serves a cluster; None when some of its workers are emulated and some are real.
+
+    Args:
+        config: the cluster; a worker with a profile is emulated.
+        wanted: what the user asked for; None: what the cluster file says.
+
+    Raises:
+        ConfigError: emulated workers are wanted and one has no profile, or real ones and one
+            has.
+    """
+    real = [row.name for row in config.workers if row.profile is None]
+    emulated = [row.name for row in config.workers if row.profile is not None]
+    if wanted is EngineKind.EMULATED and real:
+        raise ConfigError(f"engine=emulated: workers without a profile: {', '.join(real)}")
+    if wanted is EngineKind.LIVE and emulated:
+        raise ConfigError(f"engine=live: workers with a profile: {', '.join(emulated)}")
+    if wanted is not None or (real and emulated):
+        return wanted
+    return EngineKind.LIVE if real else EngineKind.EMULATED
 
 
 # (load, system) -> facts by seed

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hexgen_sglang.bench import plots
-from hexgen_sglang.bench.assemble import REMARKS
+from hexgen_sglang.bench.assemble import remarks
 from hexgen_sglang.bench.plan import Facts
 from hexgen_sglang.results.schema import BenchResult, LoadResult
 from hexgen_sglang.results.table import number, ratio, share
@@ -47,7 +47,7 @@ def render(result: BenchResult, facts: Facts) -> str:
         result=result,
         loads=[_load(load, facts) for load in result.loads],
         runs=_run_rows(result, facts),
-        remarks=REMARKS,
+        remarks=remarks(result.settings["engine"]),
         command=shlex.join(result.command),
         number=number,
         share=share,

@@ -7,12 +7,16 @@ A name has one of these forms; settings in brackets, separated by ";", are optio
     coordinator:DISPATCH[k=v;...]+ENGINE    our coordinator in front of them
 
 ENGINE is how an engine orders its queue: fcfs, lpm, hrrn, priority (SGLang's own code), or
-hexgen (our plugin; hexgen[ordering=NAME] for another ordering than least_slack). POLICY is
+hexgen (our plugin; hexgen[ordering=NAME] for another ordering than least_slack, hold=off to
+compute prefixes that are being computed already, retain=SHARE to keep prefixes between stages in
+that share of the KV memory). POLICY is
 round_robin, power_of_two or cache_aware. DISPATCH is a name of our registry with its numeric
 settings; `binding=early` sends each request at once, as the published dispatch policies do,
-`binding=late` keeps it in the coordinator until a worker has room.
+`binding=late` keeps it in the coordinator until a worker has room, and a workflow's first until
+its context will fit (`working_set=0`: not for that). `link=off` leaves it without the plugins'
+reports, as in front of stock SGLang.
 
-`paper` and `hexgen` are short names; see `SHORT_NAMES`.
+`paper`, `hexgen` and `hexgen-lite` are short names; see `SHORT_NAMES`.
 """
 
 from __future__ import annotations
@@ -28,7 +32,11 @@ from hexgen_sglang.policies.ordering import ORDERING
 DEFAULT_ORDERING = "least_slack"
 
 # The published policies choose a worker when a request comes; only ours may wait.
-_EARLY = frozenset({"round_robin", "least_requests", "least_tokens", "least_load", "paper"})
+_EARLY = frozenset(
+    {"round_robin", "least_requests", "least_tokens", "least_load", "paper", "hexgen_lite"}
+)
+# Policies for workers without our plugin: nothing of theirs is heard but HTTP.
+_UNLINKED = frozenset({"hexgen_lite"})
 
 
 class Place(StrEnum):
@@ -61,9 +69,11 @@ ROUTER_POLICIES = ("cache_aware", "power_of_two", "round_robin")
 
 SHORT_NAMES = {
     # HexGen-Flow as published: its dispatch, and urgency in each engine's queue.
-    "paper": "coordinator:paper+hexgen[ordering=urgency]",
+    "paper": "coordinator:paper+hexgen[ordering=urgency;hold=off]",
     # The best of ours.
-    "hexgen": "coordinator:earliest_completion+hexgen",
+    "hexgen": "coordinator:marginal_cost+hexgen",
+    # The same score in front of stock SGLang: no plugin, no reports, no central queue.
+    "hexgen-lite": "coordinator:hexgen_lite+fcfs",
 }
 
 
@@ -74,10 +84,15 @@ class Engine:
     Attributes:
         policy: key of `ENGINE_FLAGS`.
         ordering: our ordering policy; "" unless `policy` is "hexgen".
+        holds_prefixes: a request waits while a prefix that it needs is being computed.
+        retained_share: of the KV memory, for the prefixes of workflows between two stages and
+            for templates; 0: none are kept. Only behind a linked coordinator.
     """
 
     policy: str
     ordering: str = ""
+    holds_prefixes: bool = False
+    retained_share: float = 0.0
 
     @property
     def schedule_policy(self) -> str:
@@ -92,7 +107,10 @@ class Engine:
     @property
     def name(self) -> str:
         """Short name for messages, logs and folders."""
-        return f"{self.policy}-{self.ordering}" if self.ordering else self.policy
+        if not self.ordering:
+            return self.policy
+        name = f"{self.policy}-{self.ordering}" + ("" if self.holds_prefixes else "-no-hold")
+        return f"{name}-retain-{self.retained_share:g}" if self.retained_share else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +124,8 @@ class System:
         dispatch: policy name at that place.
         settings: of a coordinator's dispatch policy, in real terms (not time-scaled).
         binding: when a coordinator chooses; EARLY elsewhere.
+        linked: a coordinator hears the workers' plugins, not only their HTTP.
+        working_set: a coordinator's setting of that name; None: as the cluster file says.
     """
 
     name: str
@@ -114,6 +134,8 @@ class System:
     dispatch: str
     settings: dict[str, float] = field(default_factory=dict)
     binding: Binding = Binding.EARLY
+    linked: bool = True
+    working_set: float | None = None
 
     @property
     def central_ordering(self) -> str:
@@ -157,14 +179,14 @@ def parse_system(name: str) -> System:
                 f"system {name!r}: {right!r} behind an engine must be round_robin; other "
                 "policies need a place: sglang-router:POLICY+ENGINE or coordinator:..."
             )
-        return System(name, _engine(name, left), Place.DRIVER, "round_robin")
+        return System(name, _alone(name, _engine(name, left)), Place.DRIVER, "round_robin")
     engine = _engine(name, right)
     if place == Place.SGLANG_ROUTER:
         if policy not in ROUTER_POLICIES:
             raise ConfigError(
                 f"system {name!r}: policy {policy!r}: must be one of {', '.join(ROUTER_POLICIES)}"
             )
-        return System(name, engine, Place.SGLANG_ROUTER, policy)
+        return System(name, _alone(name, engine), Place.SGLANG_ROUTER, policy)
     if place == Place.COORDINATOR:
         return _with_coordinator(name, policy, engine)
     raise ConfigError(f"system {name!r}: {place!r}: must be sglang-router or coordinator")
@@ -181,9 +203,31 @@ def _engine(system: str, text: str) -> Engine:
         raise ConfigError(
             f"system {system!r}: ordering={ordering}: must be one of {', '.join(ORDERING)}"
         )
+    hold = settings.pop("hold", "on") if policy == "hexgen" else "off"
+    if hold not in ("on", "off"):
+        raise ConfigError(f"system {system!r}: hold={hold}: must be on or off")
+    share = _retained_share(system, settings.pop("retain", "0")) if policy == "hexgen" else 0.0
     if settings:
         raise ConfigError(f"system {system!r}: engine {policy!r} has no {', '.join(settings)}")
-    return Engine(policy, ordering)
+    return Engine(policy, ordering, hold == "on", share)
+
+
+def _alone(system: str, engine: Engine) -> Engine:
+    """The engine, if it needs nobody to tell it about workflows."""
+    if engine.retained_share:
+        share = engine.retained_share
+        raise ConfigError(f"system {system!r}: retain={share:g}: needs a coordinator")
+    return engine
+
+
+def _retained_share(system: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigError(f"system {system!r}: retain={text}: must be a number from 0 to 1")
+    return share
 
 
 def _with_coordinator(name: str, text: str, engine: Engine) -> System:
@@ -196,17 +240,34 @@ def _with_coordinator(name: str, text: str, engine: Engine) -> System:
     binding = raw.pop("binding", default)
     if binding not in list(Binding):
         raise ConfigError(f"system {name!r}: binding={binding}: must be early or late")
+    link = raw.pop("link", "off" if dispatch in _UNLINKED else "on")
+    if link not in ("on", "off"):
+        raise ConfigError(f"system {name!r}: link={link}: must be on or off")
+    if engine.retained_share and link == "off":
+        raise ConfigError(f"system {name!r}: retain={engine.retained_share}: needs link=on")
     settings: dict[str, float] = {}
     for key, value in raw.items():
         try:
             settings[key] = float(value)
         except ValueError as error:
             raise ConfigError(f"system {name!r}: {key}={value!r}: must be a number") from error
+    working_set = settings.pop("working_set", None)
+    if working_set is not None and not 0 <= working_set <= 1_000:
+        raise ConfigError(f"system {name!r}: working_set={working_set}: must be 0 to 1000")
     try:
         DISPATCH.create(dispatch, **settings)
     except ConfigError as error:
         raise ConfigError(f"system {name!r}: {error}") from error
-    return System(name, engine, Place.COORDINATOR, dispatch, settings, Binding(binding))
+    return System(
+        name,
+        engine,
+        Place.COORDINATOR,
+        dispatch,
+        settings,
+        Binding(binding),
+        link == "on",
+        working_set,
+    )
 
 
 def _split(system: str, text: str) -> tuple[str, dict[str, str]]:

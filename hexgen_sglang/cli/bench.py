@@ -1,4 +1,7 @@
-"""`hexgen-sglang bench`: compare scheduling systems on one cluster and one trace."""
+"""`hexgen-sglang bench`: compare scheduling systems on one cluster and one trace.
+
+`hexgen-sglang simulate` is the same command with `--engine sim`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import typer
 
 from hexgen_sglang.bench.assemble import bench_result, write_json
 from hexgen_sglang.bench.loads import parse_loads
-from hexgen_sglang.bench.plan import Plan, cluster_profiles
+from hexgen_sglang.bench.plan import EngineKind, Facts, Plan, cluster_profiles, engine_kind
 from hexgen_sglang.bench.run import run_all
 from hexgen_sglang.bench.systems import parse_systems
 from hexgen_sglang.cluster.config import load_cluster
@@ -31,6 +34,9 @@ DEFAULT_SYSTEMS = (
     "fcfs+round_robin,lpm+round_robin,sglang-router:cache_aware+lpm,"
     "coordinator:least_tokens+fcfs,coordinator:least_load+lpm,paper,hexgen"
 )
+
+
+_TOLD = 20  # lines of progress at most
 
 
 def command(
@@ -53,7 +59,9 @@ def command(
     perfetto: Annotated[
         Path | None, typer.Option(help="Write a trace for ui.perfetto.dev here.")
     ] = None,
-    time_scale: Annotated[float, typer.Option(help="Emulated seconds in a real one.")] = 1.0,
+    time_scale: Annotated[
+        float, typer.Option(help="Emulated seconds in a real one; not for sim.")
+    ] = 1.0,
     arrivals: Annotated[str, typer.Option(help="poisson, fixed or gamma:<cv>.")] = "poisson",
     deadline_scale: Annotated[
         float, typer.Option(help="Deadline / unloaded latency; 0: no deadlines.", min=0)
@@ -69,10 +77,18 @@ def command(
     num_token_ids: Annotated[
         int | None, typer.Option(help="Token ids prompts are made of; default: as many as fit.")
     ] = None,
-    folder: Annotated[Path, typer.Option(help="Logs and records.")] = Path("runs/bench"),
+    folder: Annotated[Path, typer.Option(help="Logs and records; simulations leave none.")] = Path(
+        "runs/bench"
+    ),
     resume: Annotated[
         bool, typer.Option(help="Take over unbroken runs of an equal plan from the folder.")
     ] = False,
+    engine: Annotated[
+        EngineKind | None, typer.Option(help="What serves; default: what the cluster file says.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes of a simulation; default: all cores.", min=1)
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Print loads and expected time, and leave.")
     ] = False,
@@ -97,14 +113,22 @@ def command(
         reference=reference,
         num_token_ids=num_token_ids,
         folder=folder,
+        engine=engine,
     )
+    if plan.engine is EngineKind.SIM and resume:
+        raise ConfigError("--resume: simulations leave no records to take over")
+    if plan.engine is not EngineKind.SIM and jobs is not None:
+        raise ConfigError(f"--jobs={jobs}: only simulations run on several processes")
     base = _baseline(plan, baseline)
     _announce(plan, capacity)
     if dry_run:
         return
     began_s = time.monotonic()
-    with termination_raises():
-        facts = run_all(plan, _say, resume=resume)
+    if plan.engine is EngineKind.SIM:
+        facts = _simulated(plan, jobs)
+    else:
+        with termination_raises():
+            facts = run_all(plan, _say, resume=resume)
     wall_s = time.monotonic() - began_s
     result = bench_result(plan, facts, base, capacity, ["hexgen-sglang", *sys.argv[1:]], wall_s)
     if json is not None:
@@ -132,11 +156,13 @@ def _plan(
     reference: Path | None,
     num_token_ids: int | None,
     folder: Path,
+    engine: EngineKind | None,
 ) -> tuple[Plan, float]:
     """The plan and the capacity bound that loads in per cent refer to."""
     if not (math.isfinite(time_scale) and time_scale > 0):
         raise ConfigError(f"--time-scale={time_scale}: must be finite and above 0")
     config = load_cluster(cluster)
+    kind = engine_kind(config, engine)
     profiles = cluster_profiles(config, reference)
     loaded = load_trace(trace)
     capacity = capacity_per_s(loaded, profiles)
@@ -148,11 +174,32 @@ def _plan(
         seeds=seeds,
         systems=tuple(parse_systems(systems)),
         workload=workload,
-        time_scale=time_scale,
+        time_scale=1.0 if kind is EngineKind.SIM else time_scale,
         folder=folder,
         num_token_ids=num_token_ids,
+        engine=kind,
     )
     return plan, capacity
+
+
+def _simulated(plan: Plan, jobs: int | None) -> Facts:
+    """All runs of the plan in the simulator, on several processes."""
+    from hexgen_sglang.sim.comparison import PlannedSimulation, planned_runs
+    from hexgen_sglang.tuner.runs import Runs, usable_cores
+
+    runs = planned_runs(plan)
+    began_s = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        if total <= _TOLD or done * _TOLD // total > (done - 1) * _TOLD // total:
+            _say(f"[{done}/{total}, {(time.monotonic() - began_s) / 60:.1f} min] simulated")
+
+    with Runs(PlannedSimulation(plan), min(jobs or usable_cores(), len(runs)), progress) as pool:
+        found = pool(runs)
+    facts: Facts = {}
+    for run, one in zip(runs, found, strict=True):
+        facts.setdefault((run.load.label, run.system.name), []).append(one)
+    return facts
 
 
 def _baseline(plan: Plan, wanted: str | None) -> str:
@@ -176,7 +223,8 @@ def _announce(plan: Plan, capacity: float) -> None:
         _say(f"  load {load.label}: {load.rate_per_s:.4f} workflows/s")
         least_s += plan.workload.num_workflows / load.rate_per_s / plan.time_scale
     runs = len(plan.seeds) * len(plan.systems)
-    _say(f"  {runs * len(plan.loads)} runs, at least {runs * least_s / 60:.0f} minutes")
+    least = "" if plan.engine is EngineKind.SIM else f", at least {runs * least_s / 60:.0f} minutes"
+    _say(f"  {runs * len(plan.loads)} runs{least}")
 
 
 def _conclude(result: BenchResult) -> None:

@@ -83,7 +83,7 @@ def _figures(
         },
         scale_at_95=statistics.smallest_scale(scales, 0.95),
         scale_at_99=statistics.smallest_scale(scales, 0.99),
-        deadline_attainment=_share(np.concatenate([_met(run) for run in runs])),
+        deadline_attainment=_share(np.concatenate([deadlines_met(run) for run in runs])),
         prefix_hit_frac=statistics.prefix_hit_frac(runs),
         num_workflows=len(seconds),
         num_requests=len(requests),
@@ -102,7 +102,7 @@ def _figures(
     )
 
 
-def _met(run: RunRecord) -> Values:
+def deadlines_met(run: RunRecord) -> Values:
     """1 for each measured workflow within the deadline that it was sent with, 0 for others.
 
     Empty when the workload has no deadlines.
@@ -152,7 +152,8 @@ def with_goodput(
     """The loads with each system's goodput at 95 % and its ratio to the baseline's.
 
     Goodput is about the deadlines that were sent and needs two loads or more; otherwise the
-    loads come back unchanged. The ratio is system / baseline: above 1 is better here too.
+    loads come back unchanged. The ratio is system / baseline: above 1 is better here too. It is
+    left out when one of the two is unknown, because it fails at the lowest load already.
 
     Args:
         loads: by ascending or any other order of rates.
@@ -168,12 +169,19 @@ def with_goodput(
         return list(loads)
     rates = [load.rate for load in loads]
     met = {
-        name: [[_met(one.run) for one in load_runs[name]] for load_runs in runs] for name in runs[0]
+        name: [[deadlines_met(one.run) for one in load_runs[name]] for load_runs in runs]
+        for name in runs[0]
     }
-    fields: dict[str, tuple[float | None, bool, Ratio]] = {
+    found = {
+        name: statistics.goodput_per_s(_points(rates, seeds), GOODPUT_LEVEL)
+        for name, seeds in met.items()
+    }
+    fields: dict[str, tuple[float | None, bool, Ratio | None]] = {
         name: (
-            *statistics.goodput_per_s(_points(rates, met[name]), GOODPUT_LEVEL),
-            _goodput_ratio(rates, met[baseline], met[name]),
+            *found[name],
+            None
+            if found[name][0] is None or found[baseline][0] is None
+            else _goodput_ratio(rates, met[baseline], met[name]),
         )
         for name in met
     }
@@ -181,7 +189,7 @@ def with_goodput(
 
 
 def _with_goodput(
-    load: LoadResult, fields: Mapping[str, tuple[float | None, bool, Ratio]]
+    load: LoadResult, fields: Mapping[str, tuple[float | None, bool, Ratio | None]]
 ) -> LoadResult:
     systems = {}
     for name, figures in load.systems.items():
@@ -190,7 +198,7 @@ def _with_goodput(
             figures,
             goodput_at_95_per_s=goodput,
             goodput_is_bound=is_bound,
-            ratios={**figures.ratios, "goodput": ratio},
+            ratios=figures.ratios if ratio is None else {**figures.ratios, "goodput": ratio},
         )
     return msgspec.structs.replace(load, systems=systems)
 
@@ -207,7 +215,7 @@ def _goodput_ratio(
     baseline: Sequence[Sequence[Values]],
     system: Sequence[Sequence[Values]],
 ) -> Ratio:
-    """System / baseline with a paired bootstrap interval; no goodput counts as 0."""
+    """System / baseline with a paired bootstrap interval; a draw without goodput counts as 0."""
 
     def ratio(left: Sequence[Sequence[Values]], right: Sequence[Sequence[Values]]) -> float:
         below, _ = statistics.goodput_per_s(_points(rates, left), GOODPUT_LEVEL)

@@ -51,7 +51,7 @@ class SystemFigures(Struct, frozen=True):
     tells. `dispatch_wait_mean_s`: at our coordinator, before that. `utilisation`: emulated
     step time / length of the run for emulated workers, else the share of it with a request
     in flight. `ratios`: against the baseline, above 1 is better; keys "mean", "p50", "p95",
-    "p99", "goodput".
+    "p99" and, where both have one, "goodput".
     """
 
     mean_s: float | None

@@ -39,11 +39,15 @@ def capacity_per_s(trace: Trace, profiles: Sequence[AcceleratorProfile]) -> floa
     """
     if not profiles:
         raise ConfigError("profiles=[]: at least one accelerator profile is needed")
-    return 1.0 / least_makespan(_seconds(trace, profiles))
+    return 1.0 / least_makespan(step_seconds(trace, profiles))
 
 
-def _seconds(trace: Trace, profiles: Sequence[AcceleratorProfile]) -> NDArray[np.float64]:
-    """t[step][worker] of the module docstring."""
+def step_seconds(trace: Trace, profiles: Sequence[AcceleratorProfile]) -> NDArray[np.float64]:
+    """t[step][worker] of the module docstring: mean seconds of one workflow's requests.
+
+    A column depends on its own profile only, so that columns can be put together to mixes;
+    n workers alike are one worker with a column n times as small.
+    """
     batches = [_batch(trace, profile) for profile in profiles]
     rows: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(profiles)))
     for workflow in trace.workflows:

@@ -120,7 +120,10 @@ def test_records_tell_who_served_what_and_when(bench: dict[str, Any]) -> None:
     for path in paths:
         facts = read_record(path).facts
         workers = {request.worker for request in facts.run.requests}
-        assert workers == {"a100", "a6000"}, facts.run.system
+        if facts.run.system == "hexgen":  # may leave the slow worker idle
+            assert workers <= {"a100", "a6000"}
+        else:
+            assert workers == {"a100", "a6000"}, facts.run.system
         assert all(request.outcome == COMPLETED for request in facts.run.requests)
         assert all(request.queue_s is not None for request in facts.run.requests)
         assert all(request.ttft_s is not None for request in facts.run.requests)

@@ -8,7 +8,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from hexgen_sglang.bench.plan import EngineKind, engine_kind
+from hexgen_sglang.cli import simulate
 from hexgen_sglang.cli.bench import DEFAULT_SYSTEMS, command
+from hexgen_sglang.cluster.config import ClusterConfig, WorkerRow
 from hexgen_sglang.core.errors import ConfigError
 
 CLUSTERS = Path(__file__).resolve().parents[3] / "launch/configs/clusters"
@@ -44,6 +47,9 @@ def test_dry_run_tells_capacity_loads_and_time() -> None:
         (("--trace", "nowhere.json"), "nowhere.json"),
         (("--arrivals", "never"), "arrivals='never'"),
         (("--warmup-frac", "1"), "warmup_frac=1.0"),
+        (("--engine", "live"), "engine=live"),
+        (("--engine", "sim", "--resume"), "--resume"),
+        (("--jobs", "2"), "--jobs=2"),
     ],
 )
 def test_wrong_arguments_name_themselves(arguments: tuple[str, ...], message: str) -> None:
@@ -54,3 +60,26 @@ def test_wrong_arguments_name_themselves(arguments: tuple[str, ...], message: st
 
 def test_deadlines_can_be_left_out() -> None:
     assert "runs" in invoke("--trace", "synthetic:5", "--deadline-scale", "0")
+
+
+def test_simulate_takes_the_options_of_the_bench_but_the_engine() -> None:
+    options = {}
+    for name, function in (("bench", command), ("simulate", simulate.command)):
+        app = typer.Typer()
+        app.command()(function)
+        options[name] = {option.name for option in typer.main.get_command(app).params}
+    assert options["bench"] - options["simulate"] == {"engine"}
+
+
+def test_the_cluster_file_decides_what_serves_unless_the_user_does() -> None:
+    emulated, real = WorkerRow(name="a", profile="a100.toml"), WorkerRow(name="b")
+    serves = {
+        "emulated": ClusterConfig(workers=(emulated,)),
+        "live": ClusterConfig(workers=(real,)),
+        None: ClusterConfig(workers=(emulated, real)),
+    }
+    for kind, cluster in serves.items():
+        assert engine_kind(cluster, None) == kind
+        assert engine_kind(cluster, EngineKind.SIM) is EngineKind.SIM
+    with pytest.raises(ConfigError, match="engine=emulated: workers without a profile: b"):
+        engine_kind(serves[None], EngineKind.EMULATED)

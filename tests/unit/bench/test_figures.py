@@ -101,6 +101,18 @@ def test_goodput_needs_two_loads_and_compares_with_the_baseline(
     assert second.systems["fast"].goodput_at_95_per_s == 2.0
 
 
+def test_without_goodput_there_is_no_ratio(workload: Workload, serve: Serve) -> None:
+    """Whoever misses the deadlines at every load has a goodput below them, of unknown size."""
+    runs = [{"slow": [facts(serve(workload, 500.0, "slow"))]} for _ in range(2)]
+    loads = [
+        load_result(f"{rate}", rate, some, "slow", 1.0)
+        for rate, some in zip((1.0, 2.0), runs, strict=True)
+    ]
+    (first, _) = with_goodput(loads, runs, "slow")
+    assert first.systems["slow"].goodput_at_95_per_s is None
+    assert "goodput" not in first.systems["slow"].ratios
+
+
 @pytest.fixture
 def plan(
     workload: Workload, linear_profile: Callable[..., AcceleratorProfile], tmp_path: Path
@@ -149,7 +161,7 @@ def test_result_has_the_documented_fields_and_reads_back(
         "num_workflows",
         "num_requests",
     }
-    assert plain["settings"]["systems"]["hexgen"]["dispatch"] == "earliest_completion"
+    assert plain["settings"]["systems"]["hexgen"]["dispatch"] == "marginal_cost"
     lines = table(result, result.loads[0]).splitlines()
     assert len(lines) == 4
     assert "2.00 [2.00, 2.00]" in lines[3]

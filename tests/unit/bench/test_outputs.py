@@ -112,3 +112,11 @@ def test_trace_has_one_slice_a_request_and_no_overlap_on_a_thread(
     assert {
         e["args"]["name"] for e in events if e["ph"] == "M" and e["name"] == "process_name"
     } == {"perfect, 60%, seed 1"}
+
+
+def test_a_simulated_result_says_so(compared: tuple[BenchResult, Facts]) -> None:
+    result, facts = compared
+    html = render(replace(result, settings={**result.settings, "engine": "sim"}), facts)
+    assert "simulated</h1>" in html
+    assert "the host&#39;s time and the network&#39;s are taken as 0" in html
+    assert "real SGLang" not in html

@@ -43,8 +43,16 @@ def test_every_registered_dispatch_is_known(policy: str) -> None:
 def test_short_names_stand_for_a_long_one(name: str) -> None:
     system = parse_system(name)
     assert system.name == name
-    assert system.engine.policy == "hexgen"
-    assert system.central_ordering == system.engine.ordering
+    assert (system.engine.policy == "hexgen") == system.linked
+    assert system.central_ordering == (system.engine.ordering or "fcfs")
+
+
+def test_the_lite_system_needs_nothing_of_ours_in_the_workers() -> None:
+    lite = parse_system("hexgen-lite")
+    assert lite.engine.policy != "hexgen"
+    assert (lite.binding, lite.linked) == (Binding.EARLY, False)
+    assert parse_system("coordinator:hexgen_lite[link=on;binding=late]+fcfs").linked
+    assert not parse_system("coordinator:least_load[link=off]+fcfs").linked
 
 
 def test_published_policies_bind_early_and_ours_late() -> None:
@@ -83,6 +91,7 @@ def test_orderings_of_the_plugin_are_different_engines() -> None:
         ("coordinator:least_load[binding=never]+fcfs", "early or late"),
         ("fcfs[a=1]+round_robin", "has no a"),
         ("hexgen[ordering=sideways]+round_robin", "least_slack"),
+        ("coordinator:least_load[link=maybe]+fcfs", "on or off"),
         ("coordinator:least_load[x]+fcfs", "key=value"),
         ("coordinator:+fcfs", "must be a name"),
     ],

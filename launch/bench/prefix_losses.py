@@ -1,0 +1,176 @@
+"""Why prompt tokens are computed that were computed before, and what keeping them is worth.
+
+    .venv/bin/python launch/bench/prefix_losses.py --traces ../shared/traces --json FILE
+
+In the simulator, with the coordinator's working set, in three ways: prefixes are not kept between
+stages, they are (`retain`), and - a bound for every prewarm - each prompt finds at its worker what
+any worker has computed before it, at no cost. Of all prompt tokens: found in the cache; `evicted`,
+computed again because the worker had lost them; `elsewhere`, only another worker had them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from hexgen_sglang.bench.loads import parse_loads
+from hexgen_sglang.bench.plan import cluster_profiles
+from hexgen_sglang.bench.systems import parse_system
+from hexgen_sglang.cluster.config import load_cluster
+from hexgen_sglang.core.errors import HexgenError
+from hexgen_sglang.results.schema import RunFacts
+from hexgen_sglang.sim.admission import Admission
+from hexgen_sglang.sim.engine import Engine, Prefill
+from hexgen_sglang.sim.engine_request import EngineRequest
+from hexgen_sglang.sim.prefix_cache import PrefixCache
+from hexgen_sglang.sim.run import SimSettings, simulate
+from hexgen_sglang.workload.capacity import capacity_per_s
+from hexgen_sglang.workload.formats import load_trace
+from hexgen_sglang.workload.plan import WorkloadSettings, build_workload
+
+OFF, FREE = "off", "free_prewarm"
+PLAIN = "coordinator:marginal_cost+hexgen"
+
+
+class Watch:
+    """Makes the engines of one run, and counts over them.
+
+    Args:
+        free_prewarm: let a prompt find at its engine what any engine has computed.
+
+    Attributes:
+        engines: of the run.
+        counts: prompt tokens, by what became of them.
+        anywhere: what all engines ever computed.
+    """
+
+    def __init__(self, free_prewarm: bool) -> None:
+        self.free_prewarm = free_prewarm
+        self.engines: list[WatchedEngine] = []
+        self.counts: Counter[str] = Counter()
+        self.anywhere = PrefixCache()
+
+    def __call__(self, *args: Any, **named: Any) -> Engine:
+        """A new engine, with the arguments of `Engine`."""
+        self.engines.append(WatchedEngine(self, *args, **named))
+        return self.engines[-1]
+
+
+class WatchedEngine(Engine):
+    """An engine that remembers everything it ever computed."""
+
+    def __init__(self, watch: Watch, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._watch = watch
+        self._ever = PrefixCache()
+        self._seen: set[EngineRequest] = set()
+
+    def submit(self, request: EngineRequest) -> None:
+        """A request arrives, after what the bound gives it for nothing."""
+        if self._watch.free_prewarm:
+            most = request.num_prompt_tokens - 1
+            known = self._watch.anywhere.num_matched(request.segments, most)
+            missing = known - self.cache.num_matched(request.segments, most)
+            self.cache.evict(max(0, missing - self.num_free))
+            if 0 < missing <= self.num_free:
+                self.cache.insert(request.segments, known)
+                self._watch.counts["prewarmed"] += missing
+        super().submit(request)
+
+    def _prefill_of(self, admission: Admission) -> Prefill:
+        for request, _ in admission.chosen:
+            if request not in self._seen:
+                self._seen.add(request)
+                self._count(request)
+        return super()._prefill_of(admission)
+
+    def _count(self, request: EngineRequest) -> None:
+        most, cached = request.num_prompt_tokens - 1, request.num_cached_tokens
+        here = max(cached, self._ever.num_matched(request.segments, most))
+        anywhere = max(here, self._watch.anywhere.num_matched(request.segments, most))
+        self._watch.counts.update(
+            prompt=request.num_prompt_tokens,
+            hit=cached,
+            evicted=here - cached,
+            elsewhere=anywhere - here,
+        )
+
+    def _keep_prompt(self, request: EngineRequest) -> None:
+        super()._keep_prompt(request)
+        computed = min(request.num_computed_tokens, request.num_prompt_tokens)
+        self._ever.insert(request.segments, computed)
+        self._watch.anywhere.insert(request.segments, computed)
+
+
+def measure(
+    cluster: Path, trace: str, load: str, seed: int, workflows: int, share: float
+) -> dict[str, Any]:
+    """One cell in the three ways."""
+    config = load_cluster(cluster)
+    profiles, loaded = cluster_profiles(config, None), load_trace(trace)
+    (asked,) = parse_loads(load, capacity_per_s(loaded, profiles))
+    settings = WorkloadSettings(rate_per_s=asked.rate_per_s, num_workflows=workflows, seed=seed)
+    workload = build_workload(loaded, settings, profiles)
+    names = tuple(name for row in config.workers for name in row.names())
+    found: dict[str, Any] = {"trace": Path(trace).stem, "load": load, "seed": seed}
+    kept = f"retain={share:g}"
+    for way, system in ((OFF, PLAIN), (kept, f"{PLAIN}[{kept}]"), (FREE, PLAIN)):
+        watch = Watch(free_prewarm=way == FREE)
+        sim = SimSettings(worker_names=names, coordinator=config.coordinator, make_engine=watch)
+        facts = simulate(parse_system(system), workload, profiles, sim)
+        found[way] = figures(facts, watch)
+    return found
+
+
+def figures(facts: RunFacts, watch: Watch) -> dict[str, Any]:
+    """Shares of the prompt tokens, and seconds of the workflows after the warm-up."""
+    took = sorted(one.end_s - one.arrival_s for one in facts.run.workflows if not one.warmup)
+    total = watch.counts.pop("prompt")
+    kept = [one.retention.totals for one in watch.engines if one.retention is not None]
+    num_kept = sum(one.kept for one in kept)
+    return {
+        **{f"{name}_frac": round(count / total, 5) for name, count in watch.counts.items()},
+        "kept_used_frac": sum(one.used for one in kept) / num_kept if num_kept else None,
+        "kept_wasted_frac": sum(one.wasted for one in kept) / num_kept if num_kept else None,
+        "p95_s": round(took[math.ceil(0.95 * len(took)) - 1], 2),
+        "mean_s": round(sum(took) / len(took), 2),
+        "broken": list(facts.broken),
+    }
+
+
+def main() -> None:
+    """Measure every cell, print a line for each, and write all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--cluster", type=Path, default=Path("launch/configs/clusters/hetero-1.toml")
+    )
+    parser.add_argument("--traces", required=True, help="folder with trace files, or one trace")
+    parser.add_argument("--loads", default="70%,90%", help="shares of the capacity")
+    parser.add_argument("--workflows", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--share", type=float, default=0.5, help="of the memory, for `retain`")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    args = parser.parse_args()
+    folder = Path(args.traces)
+    names = sorted(map(str, folder.glob("*.json"))) if folder.is_dir() else [args.traces]
+    cells = []
+    for trace, load, seed in itertools.product(names, args.loads.split(","), range(args.seeds)):
+        cell = measure(args.cluster, trace, load, seed, args.workflows, args.share)
+        print(json.dumps(cell), flush=True)
+        cells.append(cell)
+    report = {"command": " ".join(["python", *sys.argv]), "cells": cells}
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except HexgenError as error:
+        raise SystemExit(f"prefix_losses: {error}") from error
