@@ -1,0 +1,249 @@
+"""Which settings of a dispatch policy are searched, over which ranges, and which points.
+
+Settings and defaults come from the registry of policies; ranges are declared here and can be
+replaced on the command line. Pure and without randomness: equal spaces give equal points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hexgen_sglang.bench.systems import SHORT_NAMES, Place, System
+from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.policies.dispatch import DISPATCH
+
+Settings = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Values of one setting, ends included.
+
+    Attributes:
+        low, high: finite, low < high.
+        is_log: equal steps are equal factors; needs low > 0.
+    """
+
+    low: float
+    high: float
+    is_log: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ConfigError(f"range {self}: must be two finite numbers, the smaller first")
+        if self.is_log and self.low <= 0:
+            raise ConfigError(f"range {self}: a range in equal factors must start above 0")
+
+    def __str__(self) -> str:
+        return f"{self.low:g}:{self.high:g}" + (":log" if self.is_log else "")
+
+    def at(self, share: float) -> float:
+        """The value at a share of the way, 0 to 1, to four significant digits."""
+        if self.is_log:
+            value = self.low * (self.high / self.low) ** share
+        else:
+            value = self.low + share * (self.high - self.low)
+        return min(max(float(f"{value:.4g}"), self.low), self.high)
+
+
+# (dispatch policy, setting) -> what is worth searching. A setting that is not here is searched
+# by `_around` its default, within what the policy accepts.
+RANGES: dict[tuple[str, str], Range] = {
+    ("paper", "alpha"): Range(0.0, 0.9),
+    ("least_load", "barrier_s"): Range(0.1, 30.0, is_log=True),
+    ("marginal_cost", "prefix_trust"): Range(0.3, 1.0),
+    ("marginal_cost", "imposed_weight"): Range(0.25, 4.0, is_log=True),
+    ("marginal_cost", "sibling_cost_frac"): Range(0.01, 0.5, is_log=True),
+    ("marginal_cost", "early_sibling_weight"): Range(0.2, 1.0),
+    ("marginal_cost", "slack_offset"): Range(0.02, 0.5, is_log=True),
+    ("marginal_cost", "caution"): Range(0.5, 4.0),
+    ("hexgen_lite", "prefix_trust"): Range(0.3, 1.0),
+    ("hexgen_lite", "imposed_weight"): Range(0.25, 4.0, is_log=True),
+    ("hexgen_lite", "sibling_cost_frac"): Range(0.01, 0.5, is_log=True),
+    ("hexgen_lite", "early_sibling_weight"): Range(0.2, 1.0),
+    ("hexgen_lite", "slack_offset"): Range(0.02, 0.5, is_log=True),
+    ("hexgen_lite", "caution"): Range(0.5, 4.0),
+    ("earliest_completion", "prefix_trust"): Range(0.0, 1.0),
+    ("earliest_completion", "batch_cost_frac"): Range(0.005, 0.3, is_log=True),
+    ("earliest_completion", "tie_s"): Range(0.001, 1.0, is_log=True),
+}
+
+# They only fill in until a first request of the kind has ended; searched when asked for.
+_PREFIX_OF_UNKNOWN = "default_"
+# `may_wait` is a choice of two that a running dispatcher cannot change.
+_UNSEARCHED = frozenset({("least_load", "stale_after_s"), ("marginal_cost", "may_wait")})
+_FACTOR = 4.0
+
+
+def search_space(system: System, wanted: Iterable[str]) -> dict[str, Range]:
+    """The settings of the system's dispatch policy to search, with their ranges.
+
+    Args:
+        system: behind a coordinator.
+        wanted: `name`, `name=low:high` or `name=low:high:log`, each name once. None given:
+            every setting but those that only stand in for what is not known yet.
+
+    Raises:
+        ConfigError: the system has nothing to search, a name is unknown or there twice, or a
+            range is malformed or not within what the policy accepts.
+    """
+    if system.place is not Place.COORDINATOR:
+        raise ConfigError(
+            f"system {system.name!r}: only a coordinator's dispatch policy has settings to search"
+        )
+    defaults = DISPATCH.defaults(system.dispatch)
+    asked = list(wanted)
+    names = [text.partition("=")[0] for text in asked]
+    for name in names:
+        if name not in defaults:
+            known = ", ".join(defaults) or "none"
+            raise ConfigError(f"search {name!r}: {system.dispatch!r} has the settings: {known}")
+        if names.count(name) > 1:
+            raise ConfigError(f"search {name!r}: is there twice")
+    if not asked:
+        asked = [name for name in defaults if _is_searched(system.dispatch, name)]
+    if not asked:
+        raise ConfigError(f"system {system.name!r}: {system.dispatch!r} has nothing to search")
+    return {text.partition("=")[0]: _range(system.dispatch, text) for text in asked}
+
+
+def _is_searched(dispatch: str, name: str) -> bool:
+    return not name.startswith(_PREFIX_OF_UNKNOWN) and (dispatch, name) not in _UNSEARCHED
+
+
+def _range(dispatch: str, text: str) -> Range:
+    """The range that was asked for, else the declared one, else one around the default."""
+    name, equals, values = text.partition("=")
+    if not equals:
+        return RANGES.get((dispatch, name)) or _around(dispatch, name)
+    parts = values.split(":")
+    is_log = len(parts) == 3 and parts[2] == "log"
+    try:
+        if len(parts) != 2 + is_log:
+            raise ValueError(values)
+        found = Range(float(parts[0]), float(parts[1]), is_log)
+    except ValueError as error:
+        raise ConfigError(f"search {text!r}: must be name=low:high or name=low:high:log") from error
+    for end in (found.low, found.high):
+        try:
+            DISPATCH.create(dispatch, **{name: end})
+        except ConfigError as error:
+            raise ConfigError(f"search {text!r}: {error}") from error
+    return found
+
+
+def _around(dispatch: str, name: str) -> Range:
+    """A quarter of the default to four times it, as far as the policy accepts."""
+    default = DISPATCH.defaults(dispatch)[name]
+    if default <= 0:
+        raise ConfigError(
+            f"search {name!r}: its default {default:g} suggests no range; state one: "
+            f"{name}=low:high"
+        )
+    ends = [default / _FACTOR, default * _FACTOR]
+    for index, end in enumerate(ends):
+        ends[index] = end if _accepts(dispatch, name, end) else default
+    if ends[0] == ends[1]:
+        raise ConfigError(f"search {name!r}: state a range: {name}=low:high")
+    return Range(ends[0], ends[1], is_log=True)
+
+
+def _accepts(dispatch: str, name: str, value: float) -> bool:
+    try:
+        DISPATCH.create(dispatch, **{name: value})
+    except ConfigError:
+        return False
+    return True
+
+
+def default_settings(system: System, space: Mapping[str, Range]) -> Settings:
+    """What the searched settings are without a search: the system's own, else the policy's."""
+    known = {**DISPATCH.defaults(system.dispatch), **system.settings}
+    return {name: known[name] for name in space}
+
+
+def candidates(space: Mapping[str, Range], default: Settings, count: int) -> tuple[Settings, ...]:
+    """`count` different points, the default first; one fewer when a lattice point is on it.
+
+    One setting: the default and an even grid over the range, ends included. Several: points
+    of a lattice that fills the space evenly and has every setting at `count` different values.
+
+    Args:
+        space: at least one setting.
+        default: of the same settings; it may lie outside the ranges.
+        count: at least 2.
+
+    Raises:
+        ConfigError: the count is too small.
+    """
+    if count < 2:
+        raise ConfigError(f"candidates={count}: must be at least 2, the default and another")
+    if len(space) == 1:
+        ((name, values),) = space.items()
+        return (default, *_grid(name, values, default[name], count - 1))
+    rows = (
+        {
+            name: values.at(share)
+            for (name, values), share in zip(space.items(), shares, strict=True)
+        }
+        for shares in _lattice(count - 1, len(space))
+    )
+    return (default, *(row for row in rows if row != default))
+
+
+def _grid(name: str, values: Range, default: float, count: int) -> list[Settings]:
+    """`count` even points without the default; one more is laid when the default is on it."""
+    for steps in (count, count + 1):
+        shares = [index / (steps - 1) for index in range(steps)] if steps > 1 else [0.5]
+        points = [values.at(share) for share in shares]
+        others = [point for point in points if point != default]
+        if len(others) >= count:
+            return [{name: point} for point in others[:count]]
+    return [{name: point} for point in others]
+
+
+def _lattice(count: int, dimensions: int) -> list[list[float]]:
+    """`count` points of a lattice of rank 1, each coordinate above 0 and below 1.
+
+    Its size is the least prime from `count` on; its generator (1, a, a^2, ...) is the one
+    whose points are farthest apart on the torus, the least such a.
+    """
+    size = next(n for n in range(max(count, 3), 2 * count + 4) if _is_prime(n))
+    vectors = [[pow(a, k, size) for k in range(dimensions)] for a in range(1, size)]
+    best = max(vectors, key=lambda vector: _nearest(vector, size))
+    return [[(i * step % size + 0.5) / size for step in best] for i in range(1, count + 1)]
+
+
+def _nearest(vector: Sequence[int], size: int) -> int:
+    """Least squared distance between two points of the lattice, in units of 1/size."""
+    steps = [[i * step % size for step in vector] for i in range(1, size)]
+    return min(sum(min(step, size - step) ** 2 for step in point) for point in steps)
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
+
+
+def with_settings(system: System, settings: Settings) -> System:
+    """The system with other settings of its dispatch policy, named after them.
+
+    Raises:
+        ConfigError: the policy refuses them.
+    """
+    merged = {**system.settings, **settings}
+    DISPATCH.create(system.dispatch, **merged)
+    return replace(system, name=system_name(system, merged), settings=merged)
+
+
+def system_name(system: System, settings: Mapping[str, float]) -> str:
+    """The long name that `parse_system` reads back as this system with these settings."""
+    parts = [f"{name}={value:.10g}" for name, value in sorted(settings.items())]
+    parts.append(f"binding={system.binding}")
+    parts.append(f"link={'on' if system.linked else 'off'}")
+    if system.working_set is not None:
+        parts.append(f"working_set={system.working_set:.10g}")
+    # The engine's part is kept as it was written.
+    engine = SHORT_NAMES.get(system.name, system.name).rpartition("+")[2]
+    return f"coordinator:{system.dispatch}[{';'.join(parts)}]+{engine}"
