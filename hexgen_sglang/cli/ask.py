@@ -1,4 +1,4 @@
-"""`hexgen-sglang ask`: one question over an SQLite database, through a running coordinator."""
+"""`hexgen-sglang ask`: one question over a database, through a running coordinator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTH = 120  # of what is not a terminal
 def command(
     question: Annotated[str, typer.Argument(help="In English.")],
     db: Annotated[
-        str, typer.Option(help=f"SQLite file, or `{SAMPLE}` for the sample database.")
+        str, typer.Option(help=f"SQLite or DuckDB file, a server's URL, or `{SAMPLE}`.")
     ] = SAMPLE,
     url: Annotated[str, typer.Option(help="The coordinator.")] = DEFAULT_URL,
     deadline: Annotated[
@@ -31,6 +31,10 @@ def command(
     ] = 60.0,
     candidates: Annotated[int, typer.Option(min=1, max=32, help="Parallel attempts.")] = 3,
     rounds: Annotated[int, typer.Option(min=0, max=10, help="Rounds of self-correction.")] = 2,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="HEXGEN_API_KEY", help="For a coordinator that wants one."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead.")] = False,
 ) -> None:
     """Answer a question: the SQL, its rows, and what each stage cost.
@@ -41,7 +45,7 @@ def command(
     from hexgen_sglang.core.errors import ConfigError, WorkerUnavailableError
 
     path = _database(db)
-    coordinator = CoordinatorClient(url)
+    coordinator = CoordinatorClient(url, api_key=api_key)
     try:
         models = coordinator.model_names()
     except WorkerUnavailableError as error:
@@ -53,11 +57,11 @@ def command(
         raise ConfigError(f"--url {url}: the coordinator has no worker that is ready")
 
     from hexgen_sglang.client import HexgenEndpoint
-    from hexgen_sglang.text2sql.agent import AgentSettings
     from hexgen_sglang.text2sql.answer import AnswerOutcome, Question
     from hexgen_sglang.text2sql.program import WORKFLOW_TYPE, ask_many
+    from hexgen_sglang.text2sql.settings import AgentSettings
 
-    backend = HexgenEndpoint(url, deadline_s=deadline, workflow_type=WORKFLOW_TYPE)
+    backend = HexgenEndpoint(url, deadline_s=deadline, workflow_type=WORKFLOW_TYPE, api_key=api_key)
     settings = AgentSettings(num_candidates=candidates, max_rounds=rounds)
     (answer,) = ask_many([Question(question)], path, backend, settings=settings)
     record = coordinator.workflow(answer.workflow_id) if answer.workflow_id else None
@@ -73,8 +77,8 @@ def command(
         raise typer.Exit(1)
 
 
-def _database(db: str) -> Path:
-    """The database's path.
+def _database(db: str) -> str | Path:
+    """What to open: a file's path, or a server's URL as it is.
 
     Raises:
         ConfigError: there is no such file.
@@ -85,9 +89,11 @@ def _database(db: str) -> Path:
         from hexgen_sglang.text2sql.sample import ensure_sample_database
 
         return ensure_sample_database()
+    if "://" in db:
+        return db
     path = Path(db)
     if not path.is_file():
-        raise ConfigError(f"--db {db}: no such file; give an SQLite file, or `{SAMPLE}`")
+        raise ConfigError(f"--db {db}: no such file; give a file, a server's URL, or `{SAMPLE}`")
     return path
 
 
@@ -149,7 +155,9 @@ def _print(answer: Answer, workers: dict[str, list[str]], console: Console) -> N
         )
     console.print(costs)
     if answer.skipped:
-        console.print(f"skipped, since the deadline had passed: {', '.join(answer.skipped)}")
+        console.print(f"left out for the deadline: {', '.join(answer.skipped)}", highlight=False)
+    for dropped in answer.dropped:
+        console.print(Text(f"for the deadline: {dropped}", "yellow"))
     met = "met" if answer.met_deadline else "missed"
     console.print(
         f"{answer.elapsed_s:.1f} s of {answer.deadline_s:.0f} s: deadline {met}", highlight=False

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hexgen_sglang.text2sql.budget import Dropped
 from hexgen_sglang.text2sql.execution import Cell, Execution, SqlOutcome
 
 
@@ -28,7 +29,7 @@ class Question:
     Attributes:
         text: in English; only its first 500 characters are read.
         question_id: the caller's own name for it; "" for none.
-        deadline_s: seconds for its whole workflow; None: the backend's own setting.
+        deadline_s: seconds for its whole workflow; None: the driver's own setting, if any.
     """
 
     text: str
@@ -43,9 +44,11 @@ class StageCost:
     Attributes:
         stage: the tag's stage.
         elapsed_s: seconds from its first request to its last answer.
-        num_requests: parallel requests, failed ones included.
+        num_requests: parallel requests, failed ones included; 0 for a stage without a model.
         num_failed: requests that gave no answer.
         prompt_tokens, cached_tokens, output_tokens: sums over its answers.
+        num_late: requests that were not awaited: enough of their siblings agreed, or the
+            deadline passed.
     """
 
     stage: str
@@ -55,6 +58,7 @@ class StageCost:
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+    num_late: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +103,10 @@ class Answer:
         met_deadline: None without a deadline.
         linked_tables: what schema linking found.
         checks: unit tests that the model wrote for the result.
-        candidates: all attempts.
+        candidates: all attempts that were awaited.
         stages: in the order in which they ran; a stage that ran twice is there twice.
-        skipped: stages left out because the deadline had passed.
+        skipped: stages left out altogether for the deadline.
+        dropped: what was done less of for the deadline, and why.
         failures: requests that failed and SQL that did not run, one line each.
     """
 
@@ -121,4 +126,5 @@ class Answer:
     candidates: tuple[Candidate, ...] = ()
     stages: tuple[StageCost, ...] = ()
     skipped: tuple[str, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
     failures: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""A database that questions are asked about: its schema, its examples and its sandbox together.
+"""A database that questions are asked about: schema, examples, values and sandbox together.
 
 Lives in the agent's process; shared by all questions over the database.
 """
@@ -11,26 +11,33 @@ from typing import Self
 
 from hexgen_sglang.text2sql.examples import derive_examples
 from hexgen_sglang.text2sql.execution import SqlLimits
+from hexgen_sglang.text2sql.introspection import read_schema
 from hexgen_sglang.text2sql.sandbox import Sandbox
-from hexgen_sglang.text2sql.schema import read_schema
+from hexgen_sglang.text2sql.source import Source, source_of
+from hexgen_sglang.text2sql.values import read_values
 
 
 class Database:
-    """An SQLite file, read once and ready to be asked; close it, or use `with`.
+    """A database, read once and ready to be asked; close it, or use `with`.
 
     Args:
-        path: the file.
+        db: an SQLite or DuckDB file, or the URL of a PostgreSQL or MySQL server's database.
         limits: of each execution.
 
     Raises:
-        ConfigError: no such file, not SQLite, or without tables.
+        ConfigError: no such database, without tables, or a user with too many rights.
     """
 
-    def __init__(self, path: Path, limits: SqlLimits | None = None) -> None:
-        self.path = path
-        self.schema = read_schema(path)
+    def __init__(self, db: str | Path | Source, limits: SqlLimits | None = None) -> None:
+        self.source = source_of(db)
+        self.schema = read_schema(self.source)
         self.examples = derive_examples(self.schema)
-        self.sandbox = Sandbox(path, limits)
+        self._values = read_values(self.source, self.schema)
+        self.sandbox = Sandbox(self.source, limits)
+
+    def values_in(self, question: str) -> list[str]:
+        """The database's own values that a question speaks of, as SQL text, the likeliest first."""
+        return [value.line(self.source.dialect) for value in self._values.find(question)]
 
     def close(self) -> None:
         """End the sandbox's processes."""

@@ -27,7 +27,7 @@ class AgentEvent:
         workflow_id: under which the coordinator knows it; None on another backend.
         elapsed_s: seconds since the question was started.
         stage: for the two kinds about stages; else "".
-        num_requests: the stage's parallel requests; else 0.
+        num_requests: the stage's parallel requests, 0 for one without a model; else 0.
         cost: with STAGE_FINISHED.
         answer: with FINISHED.
     """
@@ -43,3 +43,7 @@ class AgentEvent:
 
 
 OnEvent = Callable[[AgentEvent], None]
+
+
+def ignore(event: AgentEvent) -> None:
+    """Where no progress is wanted."""

@@ -7,8 +7,10 @@ database share them. A small model copies names and joins from them; a large one
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
-from hexgen_sglang.text2sql.schema import Schema, Table, quoted
+from hexgen_sglang.text2sql import schema as schemas
+from hexgen_sglang.text2sql.schema import Schema, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ def derive_examples(schema: Schema, most: int = 8) -> tuple[Example, ...]:
 
 def _offers(schema: Schema, table: Table) -> dict[str, Example]:
     """All examples for one table, by kind of question."""
+    quoted = partial(schemas.quoted, dialect=schema.dialect)
     name, one, many = quoted(table.name), singular(table.name), plural(table.name)
     found: dict[str, Example] = {}
 

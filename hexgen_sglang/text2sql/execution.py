@@ -91,7 +91,11 @@ class Execution:
 
         Numbers compare by value (1 and 1.0 agree; floats to 6 significant digits).
         """
-        return tuple(sorted(tuple(_comparable(cell) for cell in row) for row in self.rows))
+        return tuple(sorted(self.comparable_rows()))
+
+    def comparable_rows(self) -> list[tuple[str, ...]]:
+        """The rows in their order, each cell as text that is equal where cells agree."""
+        return [tuple(_comparable(cell) for cell in row) for row in self.rows]
 
 
 def _comparable(cell: Cell) -> str:

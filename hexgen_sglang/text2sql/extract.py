@@ -15,6 +15,7 @@ _START = re.compile(r"\b(?:SELECT|WITH)\b", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CHECK_START = re.compile(r"^\s*(?:[-*]|\d+[.)])?\s*")
 MAX_CHECK_CHARS = 120
+MAX_KEYWORD_CHARS = 60
 
 
 def sql_from(text: str) -> str | None:
@@ -62,6 +63,13 @@ def tables_from(text: str, schema: Schema) -> tuple[str, ...]:
         if table is not None:
             found.setdefault(table.name)
     return tuple(found)
+
+
+def keywords_from(text: str, most: int) -> tuple[str, ...]:
+    """Up to `most` different keywords of the first line, which commas or semicolons part."""
+    line = next((one for one in text.splitlines() if one.strip()), "")
+    found = (one.strip(" \t'\".-*")[:MAX_KEYWORD_CHARS] for one in re.split(r"[,;]", line))
+    return tuple(dict.fromkeys(one for one in found if any(char.isalpha() for char in one)))[:most]
 
 
 def checks_from(text: str, most: int) -> tuple[str, ...]:

@@ -1,16 +1,16 @@
 """The agent as an SGLang frontend program, and many questions at once.
 
 Importing this loads SGLang's frontend (hence torch). One run of the program is one workflow;
-each stage is a fork of the common prefix, so its requests are siblings that share it.
+each stage is a fork of the common prefix, so its requests are siblings that share it. The
+frontend cannot abort one request of a program: late siblings run to their end at the engine, are
+not awaited, and are counted in `StageCost.num_late`. `agent.py` aborts them.
 """
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,37 @@ import sglang as sgl
 
 from hexgen_sglang.client import HexgenEndpoint, workflow_of
 from hexgen_sglang.core.errors import ConfigError
-from hexgen_sglang.text2sql.agent import Agent, AgentSettings, Ask, Reply
-from hexgen_sglang.text2sql.answer import Answer, Question, StageCost
+from hexgen_sglang.text2sql.answer import Answer, Question
+from hexgen_sglang.text2sql.budget import StageTimes
 from hexgen_sglang.text2sql.database import Database
-from hexgen_sglang.text2sql.events import AgentEvent, EventKind, OnEvent
+from hexgen_sglang.text2sql.events import OnEvent, ignore
+from hexgen_sglang.text2sql.record import LATE, Outcome, QuestionRecord, Usage
+from hexgen_sglang.text2sql.settings import AgentSettings
+from hexgen_sglang.text2sql.stages import WORKFLOW_TYPE, QuestionStages
+from hexgen_sglang.text2sql.steps import Ask, AskTogether, Execute, Extend, Reply, Retrieve, Step
 
-WORKFLOW_TYPE = "text2sql"
+__all__ = ["WORKFLOW_TYPE", "ask_many", "text_to_sql"]
+
 # A failed request ends its executor's thread a moment after it woke us.
 _THREAD_END_S = 10.0
 
 
 @sgl.function  # type: ignore[untyped-decorator]
 def text_to_sql(
-    s: Any, question: Question, database: Database, settings: AgentSettings, on_event: OnEvent
+    s: Any,
+    question: Question,
+    database: Database,
+    settings: AgentSettings,
+    times: StageTimes,
+    on_event: OnEvent,
 ) -> Answer:
     """One question: the program's return value is its `Answer`."""
-    return _Run(s, question, database, settings, on_event).answer()
+    return _Run(s, question, database, settings, times, on_event).answer()
 
 
 def ask_many(
     questions: Sequence[Question],
-    db: Path | Database,
+    db: str | Path | Database,
     backend: Any,
     max_parallel: int = 12,
     on_event: OnEvent | None = None,
@@ -50,7 +60,7 @@ def ask_many(
 
     Args:
         questions: a question's `deadline_s` overrides the backend's.
-        db: an SQLite file, or one that is open already.
+        db: a file or a server's URL, or one that is open already.
         backend: `HexgenEndpoint`, or any SGLang frontend backend (without workflows then).
         max_parallel: questions at a time, 1 to 256.
         on_event: called from the questions' threads as they go on; must be quick.
@@ -60,7 +70,8 @@ def ask_many(
         Answers in the order of the questions.
 
     Raises:
-        ConfigError: the database or a setting is wrong.
+        ConfigError: the database or a setting is wrong; also `fallback_model`, since a program's
+            requests name no model.
     """
     if not 1 <= max_parallel <= 256:
         raise ConfigError(f"max_parallel={max_parallel}: must be 1 to 256")
@@ -69,7 +80,13 @@ def ask_many(
     if not isinstance(db, Database):
         with Database(db) as opened:
             return ask_many(questions, opened, backend, max_parallel, on_event, settings)
-    arguments = (db, settings or AgentSettings(), on_event or _ignore)
+    settings = settings or AgentSettings()
+    if settings.fallback_model is not None:
+        raise ConfigError(
+            f"AgentSettings.fallback_model={settings.fallback_model!r}: must be None here, since "
+            "a frontend program's requests name no model; use `text2sql.Agent`"
+        )
+    arguments = (db, settings, StageTimes(), on_event or ignore)
     pool = ThreadPoolExecutor(min(max_parallel, len(questions)), "text2sql")
     try:
         with warnings.catch_warnings():
@@ -83,23 +100,29 @@ def ask_many(
 
 
 def _ask(
-    question: Question, backend: Any, db: Database, settings: AgentSettings, on_event: OnEvent
+    question: Question,
+    backend: Any,
+    db: Database,
+    settings: AgentSettings,
+    times: StageTimes,
+    on_event: OnEvent,
 ) -> Answer:
     if question.deadline_s is not None and isinstance(backend, HexgenEndpoint):
         backend = backend.with_deadline(question.deadline_s)
     state = text_to_sql.run(
-        question=question, database=db, settings=settings, on_event=on_event, backend=backend
+        question=question,
+        database=db,
+        settings=settings,
+        times=times,
+        on_event=on_event,
+        backend=backend,
     )
     answer: Answer = state.ret_value
     return answer
 
 
-def _ignore(event: AgentEvent) -> None:
-    """Where no progress is wanted."""
-
-
 class _Run:
-    """Drives one question's agent with one program's state."""
+    """Carries out one question's steps with one program's state."""
 
     def __init__(
         self,
@@ -107,104 +130,111 @@ class _Run:
         question: Question,
         database: Database,
         settings: AgentSettings,
+        times: StageTimes,
         on_event: OnEvent,
     ) -> None:
         self._state = state
         self._database = database
-        self._question = question
-        self._on_event = on_event
-        self._started_s = time.monotonic()
-        self._workflow = workflow_of(state)
-        self._costs: list[StageCost] = []
-        self._agent = Agent(
-            question, database.schema, database.examples, settings, self._remaining_s
+        self._times = times
+        self._record = QuestionRecord(question, workflow_of(state), on_event)
+        self._stages = QuestionStages(
+            question,
+            database.schema,
+            database.examples,
+            settings,
+            self._record.remaining_s,
+            times,
         )
 
     def answer(self) -> Answer:
-        """All stages, one after the other."""
-        self._tell(EventKind.STARTED)
-        self._state += self._agent.prefix
-        steps = self._agent.run()
+        """All steps, one after the other."""
+        self._record.started()
+        steps = self._stages.run()
         result: Any = None
         while True:
             try:
                 step = steps.send(result)
             except StopIteration as end:
-                return self._finished(end.value)
-            if isinstance(step, Ask):
-                result = self._ask(step)
-            else:
-                result = [self._database.sandbox.run(sql) for sql in step.sqls]
+                return self._record.finished(end.value)
+            result = self._carried_out(step)
 
-    def _ask(self, ask: Ask) -> list[Reply]:
-        """One stage's requests, as a fork of the prefix."""
-        self._tell(EventKind.STAGE_STARTED, stage=ask.stage, num_requests=len(ask.tails))
-        started_s = time.monotonic()
-        forks = self._state.fork(len(ask.tails))
-        for child, tail, temperature in zip(forks.states, ask.tails, ask.temperatures, strict=True):
+    def _carried_out(self, step: Step) -> Any:
+        match step:
+            case Ask():
+                return self._ask((step,))[0]
+            case AskTogether():
+                return self._ask(step.asks)
+            case Execute():
+                return [self._database.sandbox.run(sql) for sql in step.sqls]
+            case Retrieve():
+                started_s = self._record.stage_started(step.stage, 0)
+                found = self._database.values_in(step.text)
+                self._record.stage_finished(step.stage, started_s, ())
+                return found
+            case Extend():
+                self._state += step.text
+                return None
+
+    def _ask(self, asks: Sequence[Ask]) -> list[list[Reply]]:
+        """Stages at the same time, each a fork of the prefix."""
+        sent = [
+            (ask, self._record.stage_started(ask.stage, len(ask.tails)), self._fork(ask))
+            for ask in asks
+        ]
+        return [self._replies(*one) for one in sent]
+
+    def _fork(self, ask: Ask) -> list[Any]:
+        """The states whose requests are under way when this returns."""
+        states: list[Any] = self._state.fork(len(ask.tails)).states
+        for child, tail, temperature in zip(states, ask.tails, ask.temperatures, strict=True):
             child += tail + sgl.gen(
                 ask.stage,
                 max_tokens=ask.max_new_tokens,
                 stop=list(ask.stop),
                 temperature=temperature,
             )
-        outcomes = [_outcome(child, ask.stage) for child in forks.states]
-        for child in forks.states:
+        return states
+
+    def _replies(self, ask: Ask, started_s: float, states: Sequence[Any]) -> list[Reply]:
+        """What the forks gave, as far as it was awaited."""
+        pool = ThreadPoolExecutor(len(states), ask.stage)
+        waiting = [pool.submit(_outcome, child, ask.stage) for child in states]
+        pool.shutdown(wait=False)
+        self._await(ask, waiting)
+        outcomes = [one.result() if one.done() else (LATE, Usage()) for one in waiting]
+        for child in states:
             child.stream_executor.end()
-        cost = _cost(ask.stage, time.monotonic() - started_s, outcomes)
-        self._costs.append(cost)
-        self._tell(
-            EventKind.STAGE_FINISHED, stage=ask.stage, num_requests=len(ask.tails), cost=cost
-        )
+        cost = self._record.stage_finished(ask.stage, started_s, outcomes)
+        self._times.note(ask.stage, cost.num_requests, cost.elapsed_s, is_cut=cost.num_late > 0)
         return [reply for reply, _ in outcomes]
 
-    def _finished(self, answer: Answer) -> Answer:
-        elapsed_s = time.monotonic() - self._started_s
-        deadline_s = self._workflow.deadline_s if self._workflow else None
-        answer = replace(
-            answer,
-            workflow_id=self._workflow.workflow_id if self._workflow else None,
-            deadline_s=deadline_s,
-            elapsed_s=elapsed_s,
-            met_deadline=None if deadline_s is None else elapsed_s <= deadline_s,
-            stages=tuple(self._costs),
-        )
-        self._tell(EventKind.FINISHED, answer=answer)
-        return answer
-
-    def _remaining_s(self) -> float | None:
-        return self._workflow.remaining_s() if self._workflow else None
-
-    def _tell(self, kind: EventKind, **fields: Any) -> None:
-        workflow_id = self._workflow.workflow_id if self._workflow else None
-        elapsed_s = time.monotonic() - self._started_s
-        self._on_event(AgentEvent(kind, self._question, workflow_id, elapsed_s, **fields))
+    def _await(self, ask: Ask, waiting: Sequence[Future[Outcome]]) -> None:
+        """Until all have answered, enough agree, or the deadline makes the rest useless."""
+        still = set(waiting)
+        while still:
+            limit_s = self._record.remaining_s() if ask.may_be_cut else None
+            limit_s = None if limit_s is None else max(0.0, limit_s)
+            done, still = wait(still, limit_s, FIRST_COMPLETED)
+            if not done:
+                return
+            if ask.agreement is None:
+                continue
+            texts = [one.result()[0].text for one in waiting if one in done]
+            written, new = ask.agreement.statements(texts)
+            ask.agreement.note(written, [self._database.sandbox.run(sql) for sql in new])
+            if ask.agreement.is_enough:
+                return
 
 
-def _outcome(child: Any, variable: str) -> tuple[Reply, dict[str, Any]]:
-    """What a fork's one request gave, and its meta_info; waits for it."""
+def _outcome(child: Any, variable: str) -> Outcome:
+    """What a fork's one request gave; waits for it."""
     try:
         text = child.get_var(variable)
     except KeyError:
         # The interpreter leaves the variable out and keeps the error on its executor.
         child.stream_executor.worker.join(_THREAD_END_S)
         error = child.stream_executor.error_
-        return Reply(None, f"{type(error).__name__}: {error}"), {}
-    return Reply(text), child.get_meta_info(variable) or {}
-
-
-def _cost(
-    stage: str, elapsed_s: float, outcomes: Sequence[tuple[Reply, dict[str, Any]]]
-) -> StageCost:
-    def total(field: str) -> int:
-        return sum(int(meta.get(field) or 0) for _, meta in outcomes)
-
-    return StageCost(
-        stage=stage,
-        elapsed_s=elapsed_s,
-        num_requests=len(outcomes),
-        num_failed=sum(reply.text is None for reply, _ in outcomes),
-        prompt_tokens=total("prompt_tokens"),
-        cached_tokens=total("cached_tokens"),
-        output_tokens=total("completion_tokens"),
-    )
+        return Reply(None, f"{type(error).__name__}: {error}"), Usage()
+    meta = child.get_meta_info(variable) or {}
+    counts = (meta.get(name) for name in ("prompt_tokens", "cached_tokens", "completion_tokens"))
+    return Reply(text), Usage(*(int(count or 0) for count in counts))

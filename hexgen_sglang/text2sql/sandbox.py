@@ -1,7 +1,7 @@
-"""Runs model-written SQL on an SQLite file in processes of its own that can be killed.
+"""Runs model-written SQL on a database in processes of its own that can be killed.
 
-Lives in the agent's process. What a statement may do is decided in `sandbox_process.py`;
-here: the first look at the text, the processes, and the time limit that nothing escapes.
+Lives in the agent's process. What a statement may do is decided in `executor`; here: the
+first look at the text, the processes, and the time limit that nothing escapes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from hexgen_sglang.core.errors import ConfigError, WorkerUnavailableError
-from hexgen_sglang.text2sql import sandbox_process, statement
+from hexgen_sglang.text2sql import executor, statement
 from hexgen_sglang.text2sql.execution import Execution, SqlLimits, SqlOutcome
+from hexgen_sglang.text2sql.source import Dialect, Source, source_of
 
-_HEADER = b"SQLite format 3\0"
 # The process ends a statement itself; this is for one that cannot (it is stopped by an alarm
 # first) on a machine with little time to spare.
 _KILL_GRACE_S = 5.0
@@ -31,27 +31,27 @@ _READ_BYTES = 1 << 16
 
 
 class Sandbox:
-    """Executes statements on one database file; safe to use from many threads.
+    """Executes statements on one database; safe to use from many threads.
 
     Args:
-        database: an SQLite file.
+        db: a file, or a server's URL.
         limits: bounds of each execution.
         num_processes: statements executed at the same time, 1 to 16; others wait.
 
     Raises:
-        ConfigError: no such file, not SQLite, or a setting out of range.
+        ConfigError: no such database, or a setting out of range.
     """
 
     def __init__(
-        self, database: Path, limits: SqlLimits | None = None, num_processes: int = 2
+        self, db: str | Path | Source, limits: SqlLimits | None = None, num_processes: int = 2
     ) -> None:
         if not 1 <= num_processes <= 16:
             raise ConfigError(f"num_processes={num_processes}: must be 1 to 16")
-        self.database = checked_database(database)
+        self.source = source_of(db)
         self.limits = limits or SqlLimits()
         self._idle: queue.LifoQueue[SandboxProcess] = queue.LifoQueue()
         for _ in range(num_processes):
-            self._idle.put(SandboxProcess())
+            self._idle.put(SandboxProcess(self.source.dialect))
         self._num_processes = num_processes
         self._closed = False
 
@@ -63,14 +63,14 @@ class Sandbox:
         """
         if self._closed:
             raise WorkerUnavailableError("the sandbox is closed")
-        reason = statement.refusal(sql, self.limits.max_sql_chars)
+        reason = statement.refusal(sql, self.limits.max_sql_chars, self.source.dialect)
         if reason is not None:
             return Execution(sql=sql, outcome=SqlOutcome.REFUSED, message=reason)
         process = self._idle.get()
         started_s = time.monotonic()
         try:
             answer = process.ask(
-                {"database": str(self.database), "sql": sql, **asdict(self.limits)},
+                {"location": self.source.location, "sql": sql, **asdict(self.limits)},
                 self.limits.time_s + _KILL_GRACE_S,
             )
         finally:
@@ -112,26 +112,11 @@ class Sandbox:
         self.close()
 
 
-def checked_database(path: Path) -> Path:
-    """The file's absolute path.
-
-    Raises:
-        ConfigError: it does not exist, cannot be read, or is not an SQLite database.
-    """
-    try:
-        with path.open("rb") as file:
-            header = file.read(len(_HEADER))
-    except OSError as error:
-        raise ConfigError(f"db={str(path)!r}: {error.strerror or error}") from error
-    if header != _HEADER:
-        raise ConfigError(f"db={str(path)!r}: not an SQLite database file")
-    return path.resolve()
-
-
 class SandboxProcess:
-    """One child process, started when first needed and again after it was killed."""
+    """One child process for one dialect, started when first needed and again after a kill."""
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
         self._child: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
@@ -160,7 +145,7 @@ class SandboxProcess:
             self.stop()
         if self._child is None:
             self._child = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(sandbox_process.__file__)],
+                [sys.executable, "-I", "-m", executor.__name__, self._dialect.value],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -20,12 +20,16 @@ pytest.importorskip("sglang")
 from hexgen_sglang.client import HexgenEndpoint
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.protocol.tag import WorkflowTag, tag_from_body
-from hexgen_sglang.text2sql.agent import AgentSettings
 from hexgen_sglang.text2sql.answer import AnswerOutcome, Question
 from hexgen_sglang.text2sql.database import Database
+from hexgen_sglang.text2sql.evaluation.agent import AgentPredictor
+from hexgen_sglang.text2sql.evaluation.questions import EvalQuestion
+from hexgen_sglang.text2sql.evaluation.run import judge
 from hexgen_sglang.text2sql.events import AgentEvent, EventKind
 from hexgen_sglang.text2sql.program import WORKFLOW_TYPE, ask_many
 from hexgen_sglang.text2sql.sample import make_sample_database
+from hexgen_sglang.text2sql.settings import AgentSettings
+from hexgen_sglang.text2sql.source import Dialect, Source
 
 # From a tagged request to (status, text).
 Script = Callable[[WorkflowTag, str], tuple[int, str]]
@@ -83,6 +87,7 @@ def answer_well(tag: WorkflowTag, prompt: str) -> tuple[int, str]:
     """A model that first gets a column wrong, corrects it, and disagrees with itself."""
     return 200, {
         "link_schema": " station",
+        "extract_keywords": " stations",
         "generate_candidate": (
             " SELECT COUNT(*) FROM station",
             " SELECT COUNT(stations) FROM station",
@@ -121,15 +126,18 @@ def test_one_question_goes_through_all_stages(model: Model, database: Database) 
     assert (answer.outcome, answer.rows) == (AnswerOutcome.ROWS, ((22,),))
     assert answer.sql == "SELECT COUNT(*) FROM station"
     assert [(cost.stage, cost.num_requests) for cost in answer.stages] == [
+        ("retrieve_values", 0),
         ("link_schema", 1),
+        ("extract_keywords", 1),
+        ("retrieve_values", 0),
         ("generate_candidate", 3),
         ("revise", 1),
         ("generate_unit_test", 2),
         ("evaluate", 2),
     ]
-    assert answer.stages[1].prompt_tokens == 300
-    assert answer.stages[1].cached_tokens == 180
-    assert answer.stages[1].output_tokens == 21
+    assert answer.stages[4].prompt_tokens == 300
+    assert answer.stages[4].cached_tokens == 180
+    assert answer.stages[4].output_tokens == 21
     assert answer.failures[0].startswith("error: no such column: stations")
     assert (answer.met_deadline, answer.deadline_s) == (True, 30.0)
     assert model.ended == [answer.workflow_id]
@@ -144,6 +152,7 @@ def test_every_request_is_tagged_and_shares_the_prefix(model: Model, database: D
     fan_out = {(tag.stage, tag.sibling_index): tag.siblings for tag in tags}
     assert fan_out == {
         ("link_schema", 0): 1,
+        ("extract_keywords", 0): 1,
         **{("generate_candidate", index): 3 for index in range(3)},
         ("revise", 0): 1,
         **{("generate_unit_test", index): 2 for index in range(2)},
@@ -173,7 +182,7 @@ def test_many_questions_keep_their_order_and_deadlines(model: Model, database: D
         assert kinds[0] is EventKind.STARTED
         assert kinds[-1] is EventKind.FINISHED
         assert mine[-1].answer == answer
-        assert kinds.count(EventKind.STAGE_STARTED) == kinds.count(EventKind.STAGE_FINISHED) == 5
+        assert kinds.count(EventKind.STAGE_STARTED) == kinds.count(EventKind.STAGE_FINISHED) == 8
 
 
 @pytest.mark.parametrize("status", [400, 503])
@@ -184,12 +193,13 @@ def test_a_model_that_always_fails_is_an_answer(
     (answer,) = ask_many([Question("x")], database, backend(model))
     assert answer.outcome is AnswerOutcome.MODEL_FAILED
     assert str(status) in answer.message
-    assert [(cost.num_requests, cost.num_failed) for cost in answer.stages] == [(1, 1), (3, 3)]
+    asked = [(cost.num_requests, cost.num_failed) for cost in answer.stages if cost.num_requests]
+    assert asked == [(1, 1), (1, 1), (3, 3)]
     assert model.ended == [answer.workflow_id]
 
 
 def test_failures_at_any_stage_still_give_an_answer(model: Model, database: Database) -> None:
-    for stage in ("link_schema", "revise", "generate_unit_test", "evaluate"):
+    for stage in ("link_schema", "extract_keywords", "revise", "generate_unit_test", "evaluate"):
 
         def fail_at(tag: WorkflowTag, prompt: str, stage: str = stage) -> tuple[int, str]:
             return (500, "") if tag.stage == stage else answer_well(tag, prompt)
@@ -208,27 +218,61 @@ def test_odd_texts_still_give_an_answer(model: Model, database: Database, text: 
 
 
 def test_hostile_sql_is_an_answer_and_changes_nothing(model: Model, database: Database) -> None:
-    before = database.path.read_bytes()
+    before = Path(database.source.location).read_bytes()
     model.script = lambda tag, prompt: (200, " SELECT 1 FROM sqlite_master WHERE sql LIKE '%'")
     (answer,) = ask_many([Question("x")], database, backend(model))
     assert answer.outcome is AnswerOutcome.NO_VALID_SQL
-    assert "prohibited" in answer.message
-    assert database.path.read_bytes() == before
+    assert "sqlite_master is not allowed" in answer.message
+    assert Path(database.source.location).read_bytes() == before
 
 
 def test_after_its_deadline_a_workflow_skips_what_it_can(model: Model, database: Database) -> None:
     (answer,) = ask_many([Question("x")], database, backend(model, deadline_s=0.001))
     assert answer.met_deadline is False
-    assert answer.skipped == ("revise", "generate_unit_test")
+    assert answer.skipped == ("link_schema",)
+    assert [one.knob.value for one in answer.dropped] == ["candidates"]
     assert answer.outcome is AnswerOutcome.ROWS
 
 
 def test_settings_are_honoured_and_checked(model: Model, database: Database) -> None:
-    settings = AgentSettings(num_candidates=1, max_rounds=0, num_checks=0)
+    settings = AgentSettings(num_candidates=1, max_rounds=0, num_checks=0, max_keyword_tokens=0)
     (answer,) = ask_many([Question("x")], database, backend(model), settings=settings)
-    assert [cost.num_requests for cost in answer.stages] == [1, 1]
+    assert [cost.stage for cost in answer.stages] == [
+        "retrieve_values",
+        "link_schema",
+        "generate_candidate",
+    ]
+    with pytest.raises(ConfigError, match="fallback_model='small': must be None"):
+        ask_many(
+            [Question("x")],
+            database,
+            backend(model),
+            settings=AgentSettings(fallback_model="small"),
+        )
     assert ask_many([], database, backend(model)) == []
     with pytest.raises(ConfigError, match="max_parallel=0"):
         ask_many([Question("x")], database, backend(model), max_parallel=0)
     with pytest.raises(ConfigError, match="No such file"):
         ask_many([Question("x")], Path("absent.sqlite"), backend(model))
+
+
+def test_the_evaluation_measures_what_the_agent_does(model: Model, database: Database) -> None:
+    predictor = AgentPredictor(backend(model), AgentSettings(), 2, 60.0, "scripted")
+    asked = [
+        EvalQuestion("a", "", "How many stations?", "", ("SELECT COUNT(*) FROM station",), "easy"),
+        EvalQuestion("b", "", "How many bikes?", "", ("SELECT COUNT(*) FROM bike",), "easy"),
+    ]
+    results = {
+        question.question_id: judge(question, prediction, database.sandbox)
+        for question, prediction in predictor.predict(database.source, asked)
+    }
+    assert (results["a"].is_right, results["b"].is_right) == (True, False)
+    assert {one.outcome for one in results.values()} == {"rows"}
+    one = results["a"]
+    assert (one.num_rounds, one.num_requests) == (1, len(model.seen) // 2)
+    assert one.output_tokens == 7 * one.num_requests
+    assert one.elapsed_s is not None
+    assert one.met_deadline is True
+    bad = EvalQuestion("c", "", "?", "", ("SELECT 1",), "easy")
+    with pytest.raises(ConfigError, match="not a database"):
+        list(predictor.predict(Source(Dialect.SQLITE, __file__, __file__), [bad]))

@@ -1,17 +1,13 @@
-"""Model-written SQL in real sandbox processes: what works, and a list of attacks that must not."""
+"""Model-written SQL in real sandbox processes on SQLite: what works, limits, and failures."""
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,14 +18,7 @@ from hexgen_sglang.text2sql.sample import (
     make_sample_database,
     sample_questions,
 )
-from hexgen_sglang.text2sql.sandbox import Sandbox, SandboxProcess
-
-ATTACKS = json.loads((Path(__file__).parents[1] / "data" / "sql_attacks.json").read_text())
-# In these SQLite itself finds nothing to run, or nothing to object to.
-HARMLESS_TO_SQLITE = {"nul", "empty", "only_comment", "explain", "long_statement", "reindex"}
-ATTACK_FILES = "hexgen-sql-attack.*"
-# Far above the 0.3 s limit and its 0.5 s alarm, for a machine that is busy with other things.
-SLOWEST_S = 20.0
+from hexgen_sglang.text2sql.sandbox import Sandbox
 
 
 def make_database(path: Path) -> Path:
@@ -107,45 +96,6 @@ def test_rows_and_bytes_are_cut_off(database: Path) -> None:
 def test_odd_values_survive(sandbox: Sandbox) -> None:
     execution = sandbox.run("SELECT x'00ff', 9e999, 'caf\u00e9 \U0001f6b2', CAST(x'ff' AS TEXT)")
     assert execution.rows == (("x'00ff'", float("inf"), "caf\u00e9 \U0001f6b2", "\ufffd"),)
-
-
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack["name"])
-def test_an_attack_changes_and_reads_nothing_and_ends(
-    attack: dict[str, Any], sandbox: Sandbox, database: Path
-) -> None:
-    before = database.read_bytes()
-    started_s = time.monotonic()
-    execution = sandbox.run(attack["sql"])
-    assert time.monotonic() - started_s < SLOWEST_S
-    if attack["blocked"]:
-        assert execution.outcome in {SqlOutcome.REFUSED, SqlOutcome.ERROR, SqlOutcome.LIMIT}
-        assert execution.message
-        assert execution.rows == ()
-    assert database.read_bytes() == before
-    assert [path.name for path in database.parent.iterdir()] == [database.name]
-    assert list(Path("/tmp").glob(ATTACK_FILES)) == []
-
-
-@pytest.mark.parametrize(
-    "attack",
-    [attack for attack in ATTACKS if attack["name"] not in HARMLESS_TO_SQLITE],
-    ids=lambda attack: attack["name"],
-)
-def test_the_database_alone_withstands_it_too(attack: dict[str, Any], database: Path) -> None:
-    """Without the first fence, since no parser of ours reads SQL exactly as SQLite does."""
-    before = database.read_bytes()
-    process = SandboxProcess()
-    try:
-        answer = process.ask(
-            {"database": str(database), "sql": attack["sql"], **asdict(SqlLimits(time_s=0.3))},
-            SLOWEST_S,
-        )
-    finally:
-        process.stop()
-    if attack["blocked"]:
-        assert answer is None or answer["outcome"] in {"refused", "error", "limit"}
-    assert database.read_bytes() == before
-    assert list(Path("/tmp").glob(ATTACK_FILES)) == []
 
 
 def test_the_sandbox_goes_on_after_a_kill(sandbox: Sandbox) -> None:

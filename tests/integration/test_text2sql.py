@@ -16,10 +16,11 @@ import pytest
 
 from hexgen_sglang.client import CoordinatorClient, HexgenEndpoint
 from hexgen_sglang.cluster.running import Cluster
-from hexgen_sglang.text2sql.agent import GENERATE_CANDIDATE, LINK_SCHEMA, AgentSettings
 from hexgen_sglang.text2sql.answer import AnswerOutcome, Question
 from hexgen_sglang.text2sql.program import WORKFLOW_TYPE, ask_many
 from hexgen_sglang.text2sql.sample import ensure_sample_database, sample_questions
+from hexgen_sglang.text2sql.settings import AgentSettings
+from hexgen_sglang.text2sql.stages import GENERATE_CANDIDATE, LINK_SCHEMA
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -76,6 +77,7 @@ def test_ask_prints_one_answer_with_what_each_stage_cost(cluster: Cluster) -> No
     assert done.returncode == (0 if answer["outcome"] in ("rows", "empty") else 1)
     stages = {stage["stage"]: stage for stage in answer["stages"]}
     assert stages[GENERATE_CANDIDATE]["num_requests"] == 3
+    assert stages.pop("retrieve_values")["num_requests"] == 0
     for stage in stages.values():
         assert stage["prompt_tokens"] > 0
         assert stage["elapsed_s"] > 0

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from hexgen_sglang.text2sql import prompts
-from hexgen_sglang.text2sql.agent import STRATEGIES
 from hexgen_sglang.text2sql.examples import derive_examples
+from hexgen_sglang.text2sql.introspection import read_schema
 from hexgen_sglang.text2sql.sample import make_sample_database, sample_questions
-from hexgen_sglang.text2sql.schema import Column, Schema, Table, read_schema
+from hexgen_sglang.text2sql.schema import Column, Schema, Table
+from hexgen_sglang.text2sql.stages import STRATEGIES
 
 OTHER = Schema((Table("pet", (Column("pet_id", "INTEGER", is_key=True), Column("name", "TEXT"))),))
 
@@ -79,16 +80,29 @@ def test_a_huge_schema_is_cut_to_keys_from_its_end() -> None:
     assert text.count("column_number_0") < 10
 
 
+def test_values_of_a_question_stand_behind_it() -> None:
+    part = prompts.question_part("Which?", ["bike.status = 'in\nrepair'", "bike.kind = 'city'"])
+    assert part == "Q: Which?\nValues: bike.status = 'in repair'; bike.kind = 'city'\n"
+    assert prompts.question_part("Which?") == "Q: Which?\n"
+
+
 def test_every_template_renders() -> None:
     values = {
         "linked": ("pet",), "columns": ["pet(pet_id, name)"], "question": "q?", "sql": "SELECT 1",
-        "error": "no such column: a", "check": "One row.", "result": "a: 1",
+        "error": "no such column: a", "check": "One row.", "result": "a: 1", "values": (),
     }  # fmt: skip
-    stages = ["link_schema", "revise", "generate_unit_test", "evaluate"]
+    stages = ["link_schema", "extract_keywords", "revise", "generate_unit_test", "evaluate"]
     for name in [*stages, *(f"candidate_{strategy}" for strategy in STRATEGIES)]:
         text = prompts.tail(name, **values)
         # No blank after the colon: the model's own first token begins with it.
         assert text.endswith(":")
     files = {path.stem for path in Path(prompts.__file__).parent.glob("*.j2")}
-    expected = {*stages, "database", "question", *(f"candidate_{one}" for one in STRATEGIES)}
+    expected = {
+        *stages,
+        "static",
+        "database",
+        "question",
+        "values",
+        *(f"candidate_{one}" for one in STRATEGIES),
+    }
     assert files == expected

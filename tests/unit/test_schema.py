@@ -8,8 +8,10 @@ import pytest
 
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.text2sql.examples import derive_examples, plural, singular, words
+from hexgen_sglang.text2sql.introspection import read_schema
 from hexgen_sglang.text2sql.sample import make_sample_database
-from hexgen_sglang.text2sql.schema import Schema, quoted, read_schema
+from hexgen_sglang.text2sql.schema import Schema, quoted
+from hexgen_sglang.text2sql.source import Dialect
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -79,6 +81,31 @@ def test_odd_names_values_and_types(tmp_path: Path) -> None:
     assert [column.name for column in odd] == ["unit price", 'say "hi"', "plain"]
     assert odd[1].samples == ("'it''s two lines'",)
     assert schema.tables[1].columns[0].references == "parent.id"
+
+
+def test_comments_in_the_text_of_a_table_are_its_columns(tmp_path: Path) -> None:
+    path = database(
+        tmp_path,
+        """
+        CREATE TABLE trip /* one ride */ (
+            id INTEGER PRIMARY KEY,
+            km REAL, /* as the crow
+            flies */
+            "fare paid" REAL DEFAULT 1 -- in euro
+        );
+        CREATE TABLE plain (note TEXT DEFAULT '-- no comment');
+        """,
+    )
+    trip, plain = read_schema(path).tables
+    assert [column.comment for column in trip.columns] == ["", "as the crow flies", "in euro"]
+    assert trip.comment == "one ride"
+    assert (plain.comment, plain.columns[0].comment) == ("", "")
+
+
+def test_names_are_quoted_as_their_dialect_wants() -> None:
+    assert [quoted("user", one) for one in Dialect] == ["user", '"user"', '"user"', "`user`"]
+    assert [quoted("Mixed", one) for one in Dialect] == ["Mixed", "Mixed", '"Mixed"', "`Mixed`"]
+    assert quoted("a`b", Dialect.MYSQL) == "`a``b`"
 
 
 def test_no_samples_when_none_are_wanted(sample: Path) -> None:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.text2sql.execution import Execution, SqlLimits, SqlOutcome
+from hexgen_sglang.text2sql.source import Dialect
 from hexgen_sglang.text2sql.statement import refusal
 
 
@@ -47,6 +48,42 @@ def test_one_query_may_go_on(sql: str) -> None:
 )
 def test_what_is_surely_wrong_is_refused_with_a_reason(sql: str, reason: str) -> None:
     assert reason in (refusal(sql, 10_000) or "")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "sql", "reason"),
+    [
+        (Dialect.MYSQL, "SELECT 1 /*! INTO OUTFILE '/tmp/x' */", "comments that are executed"),
+        (Dialect.MYSQL, "SELECT 1 /*M!100101 INTO OUTFILE '/x' */", "comments that are executed"),
+        (Dialect.MYSQL, "SELECT @@datadir", "server variables"),
+        (Dialect.MYSQL, "SELECT load_file('/etc/passwd')", "function load_file"),
+        (Dialect.MYSQL, "SELECT `sleep` (9)", "function sleep"),
+        (Dialect.MYSQL, "SELECT user FROM mysql.user", "schema mysql"),
+        (Dialect.MYSQL, "SELECT * FROM information_schema.tables", "schema information_schema"),
+        (Dialect.MYSQL, "SELECT * FROM item LOCK IN SHARE MODE", "LOCK"),
+        (Dialect.POSTGRESQL, 'SELECT U&"\\0070g_sleep"(9)', "unicode escapes"),
+        (Dialect.POSTGRESQL, 'SELECT "pg_sleep" (9)', "function pg_sleep"),
+        (Dialect.POSTGRESQL, "SELECT * INTO loot FROM item", "INTO"),
+        (Dialect.DUCKDB, "SELECT * FROM read_text('/etc/passwd')", "function read_text"),
+        (Dialect.DUCKDB, "FROM item", "not FROM"),
+    ],
+)
+def test_each_dialect_has_words_of_its_own(dialect: Dialect, sql: str, reason: str) -> None:
+    assert reason in (refusal(sql, 10_000, dialect) or "")
+
+
+@pytest.mark.parametrize("dialect", list(Dialect))
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT mysql, sys, query FROM item WHERE name = 'pg_sleep('",
+        "(SELECT 1) UNION ALL (SELECT 2)",
+        "SELECT replace(name, 'a', 'b'), count(*) FROM item GROUP BY 1",
+        "WITH best AS (SELECT max(price) AS p FROM item) SELECT * FROM best",
+    ],
+)
+def test_usual_queries_go_on_in_every_dialect(dialect: Dialect, sql: str) -> None:
+    assert refusal(sql, 10_000, dialect) is None
 
 
 @given(st.text(max_size=200))

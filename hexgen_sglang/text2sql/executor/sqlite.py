@@ -1,26 +1,20 @@
-"""The process that runs model-written SQL on SQLite: hostile input, so it may be killed.
+"""Runs one statement on an SQLite file; in the executor process.
 
-Started by `sandbox.py` as a script in isolated mode, hence only the standard library. One
-JSON object a line comes in on stdin, one goes out on stdout. Every request gets a fresh
-read-only connection; what it may do is decided here, how long it may take also outside.
+Every request gets a fresh connection that can only read: the file is opened read-only, an
+authorizer refuses all but queries of the user's own tables, and SQLite's own limits are low.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import resource
-import signal
 import sqlite3
-import sys
 import time
 import urllib.parse
 from typing import Any
 
-# Beyond the statement's own limit: the alarm ends the process even inside one long opcode.
-_ALARM_GRACE_S = 0.5
+from hexgen_sglang.text2sql.executor import rows
+
 _PROGRESS_STEP = 2_000
-_MAX_FILE_BYTES = 1 << 20
 _ALLOWED_ACTIONS = {
     sqlite3.SQLITE_SELECT,
     sqlite3.SQLITE_READ,
@@ -43,41 +37,22 @@ _LIMIT_CODES = {sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_
 _REFUSED_CODES = {sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
 
 
-def main() -> None:
-    """Say that the process is up, then serve requests until stdin ends."""
-    _reply({})
-    for line in sys.stdin:
-        request = json.loads(line)
-        _confine(request["memory_bytes"])
-        signal.setitimer(signal.ITIMER_REAL, request["time_s"] + _ALARM_GRACE_S)
-        answer = run(request)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _reply(answer)
-
-
-def _reply(answer: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
-
-
 def run(request: dict[str, Any]) -> dict[str, Any]:
     """Execute one statement; the answer's fields are those of `execution.Execution`."""
     started_s = time.monotonic()
-    answer: dict[str, Any] = {"columns": [], "rows": [], "truncated": False, "message": ""}
     try:
         with contextlib.closing(connect(request)) as connection:
-            answer |= _fetch(connection, request, started_s)
+            found = _fetch(connection, request, started_s)
     except (sqlite3.Error, sqlite3.Warning) as error:
-        answer |= _failure(error, request)
+        found = _failure(error, request)
     except MemoryError:
-        answer |= {"outcome": "limit", "message": "out of memory"}
-    answer["elapsed_s"] = time.monotonic() - started_s
-    return answer
+        found = rows.answer("limit", "out of memory")
+    return found | {"elapsed_s": time.monotonic() - started_s}
 
 
 def connect(request: dict[str, Any]) -> sqlite3.Connection:
     """A connection that can only read the database's own tables."""
-    path = urllib.parse.quote(request["database"])
+    path = urllib.parse.quote(request["location"])
     connection = sqlite3.connect(
         f"file:{path}?mode=ro", uri=True, isolation_level=None, cached_statements=0
     )
@@ -130,23 +105,7 @@ def _fetch(
     until_s = started_s + request["time_s"]
     connection.set_progress_handler(lambda: time.monotonic() > until_s, _PROGRESS_STEP)
     cursor = connection.execute(request["sql"])
-    columns = [str(column[0]) for column in cursor.description or ()]
-    rows: list[list[Any]] = []
-    left_bytes = request["max_bytes"]
-    truncated = False
-    for row in cursor:
-        cells = [_cell(value) for value in row]
-        left_bytes -= sum(len(cell) if isinstance(cell, str) else 8 for cell in cells)
-        if len(rows) == request["max_rows"] or left_bytes < 0:
-            truncated = True
-            break
-        rows.append(cells)
-    outcome = "rows" if rows or truncated else "empty"
-    return {"outcome": outcome, "columns": columns, "rows": rows, "truncated": truncated}
-
-
-def _cell(value: Any) -> Any:
-    return f"x'{value.hex()}'" if isinstance(value, bytes) else value
+    return rows.collect([column[0] for column in cursor.description or ()], cursor, request)
 
 
 def _failure(error: Exception, request: dict[str, Any]) -> dict[str, Any]:
@@ -154,28 +113,11 @@ def _failure(error: Exception, request: dict[str, Any]) -> dict[str, Any]:
     code = getattr(error, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF
     if primary == sqlite3.SQLITE_INTERRUPT:
-        return {"outcome": "limit", "message": f"took longer than {request['time_s']:g} s"}
+        return rows.out_of_time(request)
     if primary in _LIMIT_CODES:
-        return {"outcome": "limit", "message": str(error)}
+        return rows.answer("limit", str(error))
     # A forbidden function comes as a plain error; "one statement at a time" as a warning.
     refused = primary in _REFUSED_CODES or isinstance(error, sqlite3.Warning)
     if refused or str(error).startswith("not authorized"):
-        return {"outcome": "refused", "message": str(error)}
-    return {"outcome": "error", "message": str(error)}
-
-
-def _confine(memory_bytes: int) -> None:
-    """Bound what this process may allocate and write, whatever SQLite does."""
-    for kind, value in (
-        (resource.RLIMIT_AS, max(1 << 29, 4 * memory_bytes)),
-        (resource.RLIMIT_FSIZE, _MAX_FILE_BYTES),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, most = resource.getrlimit(kind)
-        resource.setrlimit(
-            kind, (value if most == resource.RLIM_INFINITY else min(value, most), most)
-        )
-
-
-if __name__ == "__main__":
-    main()
+        return rows.answer("refused", str(error))
+    return rows.answer("error", str(error))

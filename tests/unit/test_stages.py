@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from hexgen_sglang.core.errors import ConfigError
-from hexgen_sglang.text2sql.agent import Agent, AgentSettings, Ask, Execute, Reply
 from hexgen_sglang.text2sql.answer import Answer, AnswerOutcome, Question
+from hexgen_sglang.text2sql.budget import StageTimes
 from hexgen_sglang.text2sql.execution import Execution, SqlOutcome
 from hexgen_sglang.text2sql.schema import Column, Schema, Table
+from hexgen_sglang.text2sql.settings import AgentSettings
+from hexgen_sglang.text2sql.stages import QuestionStages
+from hexgen_sglang.text2sql.steps import Ask, AskTogether, Execute, Extend, Reply, Retrieve, Step
 
 SCHEMA = Schema(
     (
@@ -38,7 +41,11 @@ def execute(sql: str) -> Execution:
 
 
 class Driver:
-    """Runs an agent on a scripted model and remembers what it asked and executed."""
+    """Carries out the stages' steps on a scripted model and remembers what was asked and run.
+
+    Keywords are off, unless the settings say otherwise. Replies of a stage come in order; those
+    behind the one with which enough agree are late.
+    """
 
     def __init__(
         self,
@@ -46,29 +53,57 @@ class Driver:
         settings: AgentSettings | None = None,
         remaining_s: Callable[[], float | None] = lambda: None,
         question: str = "How many trips?",
+        values: Callable[[str], list[str]] = lambda text: [],
+        times: StageTimes | None = None,
     ) -> None:
         self.asks: list[Ask] = []
         self.executed: list[str] = []
-        self.agent = Agent(Question(question), SCHEMA, (), settings or AgentSettings(), remaining_s)
-        self.answer = self._run(script)
-
-    def _run(self, script: dict[str, list[list[str | None]]]) -> Answer:
-        steps = self.agent.run()
+        self.prefix = ""
+        self._script = script
+        self._values = values
+        settings = settings or AgentSettings(max_keyword_tokens=0)
+        stages = QuestionStages(Question(question), SCHEMA, (), settings, remaining_s, times)
+        steps = stages.run()
         result: Any = None
         while True:
             try:
-                step = steps.send(result)
+                result = self._carried_out(steps.send(result))
             except StopIteration as end:
-                answer: Answer = end.value
-                return answer
-            if isinstance(step, Execute):
-                self.executed += step.sqls
-                result = [execute(sql) for sql in step.sqls]
-            else:
-                self.asks.append(step)
-                texts = script[step.stage].pop(0)
-                assert len(texts) == len(step.tails) == len(step.temperatures)
-                result = [Reply(text, "" if text is not None else "boom") for text in texts]
+                self.answer: Answer = end.value
+                return
+
+    def _carried_out(self, step: Step) -> Any:
+        match step:
+            case Execute():
+                return self._run(step.sqls)
+            case Retrieve():
+                return self._values(step.text)
+            case Extend():
+                self.prefix += step.text
+                return None
+            case AskTogether():
+                return [self._ask(ask) for ask in step.asks]
+            case Ask():
+                return self._ask(step)
+
+    def _run(self, sqls: Sequence[str]) -> list[Execution]:
+        self.executed += sqls
+        return [execute(sql) for sql in sqls]
+
+    def _ask(self, ask: Ask) -> list[Reply]:
+        self.asks.append(ask)
+        texts = self._script[ask.stage].pop(0)
+        assert len(texts) == len(ask.tails) == len(ask.temperatures)
+        replies = []
+        for text in texts:
+            if ask.agreement is not None and ask.agreement.is_enough:
+                replies.append(Reply(None, is_late=True))
+                continue
+            replies.append(Reply(text, "" if text is not None else "boom"))
+            if ask.agreement is not None:
+                written, new = ask.agreement.statements([text])
+                ask.agreement.note(written, self._run(new))
+        return replies
 
     @property
     def stages(self) -> list[tuple[str, int]]:
@@ -93,7 +128,7 @@ def test_agreeing_candidates_need_no_more_stages() -> None:
 def test_candidates_differ_in_prompt_and_the_first_are_greedy() -> None:
     driver = Driver(
         {"link_schema": [["trip"]], "generate_candidate": [["SELECT 1"] * 5]},
-        AgentSettings(num_candidates=5, temperature=0.5),
+        AgentSettings(num_candidates=5, temperature=0.5, max_keyword_tokens=0),
     )
     ask = driver.asks[1]
     assert len(set(ask.tails)) == 3
@@ -101,6 +136,16 @@ def test_candidates_differ_in_prompt_and_the_first_are_greedy() -> None:
     assert all(tail.endswith("SQL:") for tail in ask.tails)
     assert "Tables: trip" in ask.tails[1]
     assert "trip(id, minutes)" in ask.tails[2]
+
+
+def test_the_same_prompt_is_sampled_from_the_second_time_on() -> None:
+    # Nothing is linked, so that all strategies say the same.
+    driver = Driver(
+        {"link_schema": [[""]], "generate_candidate": [["SELECT 1"] * 3]}, question="How many?"
+    )
+    ask = driver.asks[1]
+    assert len(set(ask.tails)) == 1
+    assert ask.temperatures == (0.0, 0.6, 0.6)
 
 
 def test_tables_are_linked_from_the_question_and_from_the_model() -> None:
@@ -136,7 +181,7 @@ def test_revising_stops_after_the_last_round_and_when_nothing_changes() -> None:
         "generate_candidate": [["SELECT bad", "SELECT bad", "SELECT bad"]],
         "revise": [["SELECT bad2"], ["SELECT bad3"], ["SELECT bad4"]],
     }
-    driver = Driver(script, AgentSettings(max_rounds=2))
+    driver = Driver(script, AgentSettings(max_rounds=2, max_keyword_tokens=0))
     assert [stage for stage, _ in driver.stages].count("revise") == 2
     assert driver.answer.outcome is AnswerOutcome.NO_VALID_SQL
     assert (driver.answer.sql, driver.answer.message) == ("SELECT bad3", "no such column: bad3")
@@ -170,7 +215,8 @@ def test_differing_results_are_put_to_the_test() -> None:
             "generate_candidate": [["SELECT 1", "SELECT 2", "SELECT 1"]],
             "generate_unit_test": [[" One number.", " It is two."]],
             "evaluate": [[" no", " no", " yes", " Yes."]],
-        }
+        },
+        AgentSettings(agree_at=0, max_keyword_tokens=0),
     )
     assert driver.stages[2:] == [("generate_unit_test", 2), ("evaluate", 4)]
     assert driver.answer.checks == ("One number.", "It is two.")
@@ -179,20 +225,115 @@ def test_differing_results_are_put_to_the_test() -> None:
     assert [one.checks_passed for one in driver.answer.candidates] == [0, 2, 0]
 
 
+def test_enough_agreement_settles_the_question() -> None:
+    driver = Driver(
+        {
+            "link_schema": [[""]],
+            "generate_candidate": [["SELECT bad", "SELECT 2", "SELECT 2", "SELECT 1", "SELECT 1"]],
+        },
+        AgentSettings(num_candidates=5, agree_at=2, max_keyword_tokens=0),
+    )
+    assert driver.stages == [("link_schema", 1), ("generate_candidate", 5)]
+    assert driver.executed == ["SELECT bad", "SELECT 2"]
+    assert driver.answer.sql == "SELECT 2"
+    assert [one.is_valid for one in driver.answer.candidates] == [False, True, True]
+    assert driver.answer.failures == ("error: no such column: bad: SELECT bad",)
+
+
+def test_empty_results_never_agree() -> None:
+    driver = Driver(
+        {
+            "link_schema": [[""]],
+            "generate_candidate": [["SELECT none"] * 3],
+            "revise": [["SELECT 1"]],
+        },
+        AgentSettings(agree_at=1, max_rounds=1, max_keyword_tokens=0),
+    )
+    assert driver.stages[-1] == ("revise", 1)
+    assert driver.answer.sql == "SELECT 1"
+
+
+def test_keywords_lead_to_values_that_later_stages_share() -> None:
+    known = {"How many trips?": ["a.b = 'x'"], "long trips, short": ["a.b = 'x'", "a.b = 'y'"]}
+    driver = Driver(
+        {
+            "link_schema": [["trip"]],
+            "extract_keywords": [[" long trips; short,\nQ: more"]],
+            "generate_candidate": [["SELECT 1"] * 3],
+        },
+        AgentSettings(),
+        values=known.__getitem__,
+    )
+    assert [ask.stage for ask in driver.asks[:2]] == ["link_schema", "extract_keywords"]
+    assert driver.prefix.endswith("Q: How many trips?\nValues: a.b = 'x'\nValues: a.b = 'y'\n")
+
+
+def test_without_keywords_nothing_more_is_looked_for() -> None:
+    texts: list[str] = []
+
+    def values(text: str) -> list[str]:
+        texts.append(text)
+        return []
+
+    Driver(
+        {
+            "link_schema": [[""]],
+            "extract_keywords": [[" ??, ;"]],
+            "generate_candidate": [["SELECT 1"] * 3],
+        },
+        AgentSettings(),
+        values=values,
+    )
+    assert texts == ["How many trips?"]
+
+
+def test_the_fallback_model_answers_when_the_usual_one_is_too_slow() -> None:
+    times = StageTimes()
+    times.note("generate_candidate", 3, 10.0)
+    times.note("generate_candidate", 3, 1.0, "small")
+    driver = Driver(
+        {"link_schema": [[""]], "generate_candidate": [["SELECT 1"]]},
+        AgentSettings(max_keyword_tokens=0, fallback_model="small"),
+        remaining_s=lambda: 2.0,
+        times=times,
+    )
+    assert {ask.model for ask in driver.asks} == {"small"}
+    assert {one.knob.value for one in driver.answer.dropped} == {"model", "candidates"}
+
+
 def test_without_checks_agreement_decides() -> None:
     driver = Driver(
         {"link_schema": [[""]], "generate_candidate": [["SELECT 1", "SELECT 2", "SELECT 2"]]},
-        AgentSettings(num_checks=0),
+        AgentSettings(num_checks=0, max_keyword_tokens=0),
     )
     assert driver.stages == [("link_schema", 1), ("generate_candidate", 3)]
     assert driver.answer.sql == "SELECT 2"
 
 
-def test_optional_stages_are_skipped_once_the_deadline_has_passed() -> None:
-    script = {"link_schema": [[""]], "generate_candidate": [["SELECT 1", "SELECT 2", "SELECT x"]]}
-    driver = Driver(script, remaining_s=lambda: -0.1)
-    assert driver.answer.skipped == ("revise", "generate_unit_test")
+def test_after_the_deadline_as_little_as_possible_is_done() -> None:
+    driver = Driver({"generate_candidate": [["SELECT 1"]]}, remaining_s=lambda: -0.1)
+    assert driver.stages == [("generate_candidate", 1)]
+    assert driver.answer.skipped == ("link_schema",)
+    assert [str(one) for one in driver.answer.dropped] == [
+        "candidates 3 -> 1: the deadline had passed"
+    ]
     assert driver.answer.outcome is AnswerOutcome.ROWS
+    driver = Driver({"generate_candidate": [["SELECT x"]]}, remaining_s=lambda: -0.1)
+    assert driver.answer.skipped == ("link_schema", "revise")
+    assert [one.knob.value for one in driver.answer.dropped] == ["candidates", "rounds"]
+
+
+def test_a_deadline_that_passes_midway_leaves_out_what_refines() -> None:
+    left_s = iter([9.0, 9.0, -0.1, -0.1, -0.1])
+    driver = Driver(
+        {"link_schema": [[""]], "generate_candidate": [["SELECT 1", "SELECT 2", "SELECT x"]]},
+        remaining_s=lambda: next(left_s),
+    )
+    assert driver.answer.skipped == ("revise", "generate_unit_test")
+    assert [str(one) for one in driver.answer.dropped] == [
+        "rounds 2 -> 0: the deadline had passed",
+        "evaluations 2 -> 0: the deadline had passed",
+    ]
 
 
 def test_a_model_that_writes_no_sql_is_an_outcome() -> None:
@@ -229,9 +370,9 @@ def test_stages_of_a_workflow_share_its_prefix_by_construction() -> None:
             "evaluate": [["yes"] * 4],
         }
     )
-    assert driver.agent.prefix.endswith("Q: How many trips?\n")
+    assert driver.prefix.endswith("Q: How many trips?\n")
     for ask in driver.asks:
-        assert all(tail and not tail.startswith(driver.agent.prefix) for tail in ask.tails)
+        assert all(tail and not tail.startswith(driver.prefix) for tail in ask.tails)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +381,8 @@ def test_stages_of_a_workflow_share_its_prefix_by_construction() -> None:
         ("num_candidates", 0),
         ("max_rounds", 11),
         ("num_checks", 9),
+        ("agree_at", 33),
+        ("max_keyword_tokens", 513),
         ("max_sql_tokens", 7),
         ("max_check_tokens", 3),
         ("max_link_tokens", 600),
