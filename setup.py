@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 # not listed: `make setup` installs the build that fits the machine (see README).
 RUNTIME = [
     "aiohttp>=3.12,<4",
+    "duckdb>=1.3,<3",
     "jinja2>=3.1,<4",
     "msgspec>=0.20,<1",
     "numpy>=1.26",
@@ -25,11 +26,22 @@ BENCH = [
     "sglang-router>=0.3.2",
 ]
 
+# What the agent needs to ask a database server.
+POSTGRESQL = [
+    "psycopg[binary]>=3.2,<4",
+    "sqlalchemy>=2.0.40,<3",
+]
+MYSQL = [
+    "pymysql>=1.1,<2",
+    "sqlalchemy>=2.0.40,<3",
+]
+
 DEVELOPMENT = [
     "hypothesis>=6.100",
     "import-linter>=2.3",
     "mypy>=1.15",
     "openai>=2",
+    "playwright>=1.50,<2",
     "pytest>=8.3",
     "pytest-asyncio>=1.0",
     "pytest-timeout>=2.3",
@@ -47,6 +59,7 @@ setup(
         *find_packages(include=["hexgen_sglang", "hexgen_sglang.*"]),
         "hexgen_patches",
         "hexgen_kernels",
+        "hexgen_kernels.shared_prefix_decode",
     ],
     package_dir={
         "hexgen_patches": "patches/hexgen_patches",
@@ -60,7 +73,12 @@ setup(
         ],
     },
     install_requires=RUNTIME,
-    extras_require={"bench": BENCH, "dev": [*BENCH, *DEVELOPMENT]},
+    extras_require={
+        "bench": BENCH,
+        "postgresql": POSTGRESQL,
+        "mysql": MYSQL,
+        "dev": [*BENCH, *POSTGRESQL, *MYSQL, *DEVELOPMENT],
+    },
     entry_points={
         "console_scripts": ["hexgen-sglang=hexgen_sglang.cli.main:main"],
         "sglang.srt.plugins": ["hexgen=hexgen_sglang.plugin.entry:register"],

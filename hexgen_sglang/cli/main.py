@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -19,14 +20,19 @@ from hexgen_sglang.core.errors import HexgenError
 # name -> (module, one line for --help)
 COMMANDS = {
     "bench": ("hexgen_sglang.cli.bench", "Compare scheduling systems on one cluster and trace."),
-    "ask": ("hexgen_sglang.cli.ask", "Answer a question over a SQLite database."),
+    "ask": ("hexgen_sglang.cli.ask", "Answer a question over a database."),
     "coordinator": ("hexgen_sglang.cli.coordinator", "Run the coordinator in front of workers."),
     "demo": ("hexgen_sglang.cli.demo", "Two workers, a coordinator and 12 questions, on a CPU."),
     "doctor": ("hexgen_sglang.cli.doctor", "Check the installed SGLang against our hooks."),
-    "keys": ("hexgen_sglang.cli.keys", "Make CURVE keys for links between machines."),
+    "eval": ("hexgen_sglang.cli.eval", "Measure how right SQL is, of the agent or of a file."),
+    "explain": ("hexgen_sglang.cli.explain", "Tell where a workflow's time went, and why."),
+    "keys": ("hexgen_sglang.cli.keys", "Make CURVE keys for links, or API keys for callers."),
     "profile": ("hexgen_sglang.cli.profile", "Measure a live worker, write its profile."),
     "model": ("hexgen_sglang.cli.model", "Make the default model and print its folder."),
     "cluster": ("hexgen_sglang.cli.cluster", "Start and stop workers and coordinator together."),
+    "plan": ("hexgen_sglang.cli.plan", "Find the cheapest mix of workers for a service level."),
+    "simulate": ("hexgen_sglang.cli.simulate", "The bench's comparison in the simulator."),
+    "tune": ("hexgen_sglang.cli.tune", "Search a policy's settings on a simulated cluster."),
     "worker": ("hexgen_sglang.cli.worker", "Run one SGLang server with our scheduling policy."),
 }
 
@@ -38,20 +44,25 @@ class LazyGroup(TyperGroup):
         return sorted(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in for the listing, which must import none of them."""
         if cmd_name not in COMMANDS:
             return None
-        module_name, summary = COMMANDS[cmd_name]
-        app = typer.Typer(add_completion=False)
-        if _is_listing(sys.argv[1:]):
-            app.command(cmd_name, help=summary)(_not_loaded)
-        else:
-            app.command(cmd_name)(importlib.import_module(module_name).command)
-        return typer.main.get_command(app)
+        _, summary = COMMANDS[cmd_name]
+        return _command(cmd_name, _not_loaded, summary)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """The command that is about to run, imported."""
+        name, found, rest = super().resolve_command(ctx, args)
+        if found is not None and name in COMMANDS:
+            module_name, _ = COMMANDS[name]
+            found = _command(name, importlib.import_module(module_name).command, None)
+        return name, found, rest
 
 
-def _is_listing(argv: list[str]) -> bool:
-    """True while only the table of commands is shown, which must import none of them."""
-    return not argv or argv[0] in {"--help", "-h"}
+def _command(name: str, function: Callable[..., None], summary: str | None) -> Any:
+    app = typer.Typer(add_completion=False)
+    app.command(name, help=summary)(function)
+    return typer.main.get_command(app)
 
 
 def _not_loaded() -> None:

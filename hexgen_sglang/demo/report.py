@@ -50,7 +50,7 @@ class WorkflowEntry(Struct, frozen=True):
             answered); only the last makes the run a failure.
         detail: for an outcome without rows: what went wrong, in one line; else "".
         is_right: whether the rows equal those of the gold SQL; None when not compared.
-        skipped: stages that the agent left out because the deadline had passed.
+        skipped: stages that the agent left out altogether for the deadline.
         notes: SQL that did not run and requests that were not answered, one line each.
     """
 

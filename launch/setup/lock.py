@@ -20,6 +20,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 SGLANG_VERSION = (HERE / "sglang-version.txt").read_text().strip()
 
+# Lists of `setup.py` that this machine's environment gets.
+LISTS = {"RUNTIME", "BENCH", "POSTGRESQL", "MYSQL", "DEVELOPMENT"}
+
 # Asked for by SGLang, useless or not installable where there is no NVIDIA GPU. `timm` and
 # `modelscope` are only reached by vision models and by a second model hub.
 GPU_ONLY = re.compile(
@@ -61,7 +64,7 @@ def own_requirements() -> list[str]:
         for node in tree.body
         if isinstance(node, ast.Assign)
         for target in node.targets
-        if isinstance(target, ast.Name) and target.id in {"RUNTIME", "BENCH", "DEVELOPMENT"}
+        if isinstance(target, ast.Name) and target.id in LISTS
     }
     return [line for name in lists for line in lists[name]]
 
