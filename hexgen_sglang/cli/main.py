@@ -24,6 +24,7 @@ COMMANDS = {
     "coordinator": ("hexgen_sglang.cli.coordinator", "Run the coordinator in front of workers."),
     "demo": ("hexgen_sglang.cli.demo", "Two workers, a coordinator and 12 questions, on a CPU."),
     "doctor": ("hexgen_sglang.cli.doctor", "Check the installed SGLang against our hooks."),
+    "drain": ("hexgen_sglang.cli.drain", "Let a worker end what it has, and get nothing new."),
     "eval": ("hexgen_sglang.cli.eval", "Measure how right SQL is, of the agent or of a file."),
     "explain": ("hexgen_sglang.cli.explain", "Tell where a workflow's time went, and why."),
     "keys": ("hexgen_sglang.cli.keys", "Make CURVE keys for links, or API keys for callers."),

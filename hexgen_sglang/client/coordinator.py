@@ -51,26 +51,31 @@ class CoordinatorClient:
         rows: list[dict[str, Any]] = self._call("GET", "/workers")["workers"]
         return rows
 
+    def drain_worker(self, worker_id: str) -> dict[str, Any] | None:
+        """Let the worker end what it has and get nothing new; its row, None: not registered."""
+        return self._call_if_known("POST", f"/workers/{_quoted(worker_id)}/drain")
+
+    def remove_worker(self, worker_id: str) -> dict[str, Any] | None:
+        """Take the worker off the list; None: not registered."""
+        return self._call_if_known("DELETE", f"/workers/{_quoted(worker_id)}")
+
     def workflow(self, workflow_id: str) -> dict[str, Any] | None:
         """What GET /workflows/{id} says of a workflow; None when it is not known (any more)."""
-        return self._call_if_known("GET", workflow_id)
+        return self._call_if_known("GET", _workflow_path(workflow_id))
 
     def explain(self, workflow_id: str) -> dict[str, Any] | None:
         """What GET /workflows/{id}/explain says; None when it is not known (any more)."""
-        return self._call_if_known("GET", workflow_id, "/explain")
+        return self._call_if_known("GET", _workflow_path(workflow_id) + "/explain")
 
     def end_workflow(self, workflow_id: str) -> bool:
         """Say that the workflow is over; False when the coordinator does not know it."""
-        return self._call_if_known("POST", workflow_id, "/end") is not None
+        return self._call_if_known("POST", _workflow_path(workflow_id) + "/end") is not None
 
     def cancel_workflow(self, workflow_id: str) -> bool:
         """Abort the workflow's requests; False when the coordinator does not know it."""
-        return self._call_if_known("DELETE", workflow_id) is not None
+        return self._call_if_known("DELETE", _workflow_path(workflow_id)) is not None
 
-    def _call_if_known(
-        self, method: str, workflow_id: str, suffix: str = ""
-    ) -> dict[str, Any] | None:
-        path = f"/workflows/{urllib.parse.quote(workflow_id, safe='')}{suffix}"
+    def _call_if_known(self, method: str, path: str) -> dict[str, Any] | None:
         try:
             return self._call(method, path)
         except _NotFoundError:
@@ -103,3 +108,11 @@ class CoordinatorClient:
 
 class _NotFoundError(WorkerUnavailableError):
     """The coordinator answered 404."""
+
+
+def _workflow_path(workflow_id: str) -> str:
+    return f"/workflows/{_quoted(workflow_id)}"
+
+
+def _quoted(name: str) -> str:
+    return urllib.parse.quote(name, safe="")
