@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hexgen_sglang.text2sql import extract, prompts, wording
+from hexgen_sglang.text2sql import extract, prompts, qualification, wording
 from hexgen_sglang.text2sql.agreement import Agreement
 from hexgen_sglang.text2sql.answer import Answer, Candidate, Question
 from hexgen_sglang.text2sql.budget import (
@@ -24,7 +24,7 @@ from hexgen_sglang.text2sql.budget import (
 )
 from hexgen_sglang.text2sql.conclusion import conclude, revised, without_rows
 from hexgen_sglang.text2sql.examples import Example
-from hexgen_sglang.text2sql.execution import Execution
+from hexgen_sglang.text2sql.execution import Execution, SqlOutcome
 from hexgen_sglang.text2sql.question_budget import QuestionBudget
 from hexgen_sglang.text2sql.schema import Schema, Table
 from hexgen_sglang.text2sql.selection import groups_of
@@ -199,15 +199,7 @@ class QuestionStages:
     def _revise(self) -> Generator[Step, Any, bool]:
         """One round; False when it changed nothing, so that another would not either."""
         wrong = without_rows(self._candidates)
-        tails = [
-            prompts.tail(
-                REVISE,
-                sql=one.sql,
-                error=wording.error_line(one),
-                columns=self._table_lines(extract.tables_from(one.sql, self._schema)),
-            )
-            for one in wrong
-        ]
+        tails = [self._revise_tail(one) for one in wrong]
         replies = yield from self._ask(
             REVISE,
             tails,
@@ -224,6 +216,17 @@ class QuestionStages:
         )
         self._candidates = [revised(one, new_sql, executions) for one in self._candidates]
         return bool(executions)
+
+    def _revise_tail(self, wrong: Execution) -> str:
+        """The database's words, our remarks on names it does not have, and the tables meant."""
+        is_error = wrong.outcome is SqlOutcome.ERROR
+        remarks = "; ".join(qualification.remarks(wrong.sql, self._schema)) if is_error else ""
+        return prompts.tail(
+            REVISE,
+            sql=wrong.sql,
+            error=wording.error_line(wrong, remarks),
+            columns=self._table_lines(extract.tables_from(f"{wrong.sql} {remarks}", self._schema)),
+        )
 
     def _test(self) -> Steps:
         """Unit tests, where results differ so that a choice has to be made."""

@@ -11,9 +11,10 @@ _MAX_PREVIEW_CHARS = 160
 _MAX_PREVIEW_ROWS = 3
 
 
-def error_line(execution: Execution) -> str:
-    """The database's own words, or that there were no rows."""
-    return prompts.one_line(execution.message, _MAX_ERROR_CHARS) or EMPTY_RESULT
+def error_line(execution: Execution, remarks: str = "") -> str:
+    """The database's own words and remarks on them, or that there were no rows."""
+    words = prompts.one_line(execution.message, _MAX_ERROR_CHARS) or EMPTY_RESULT
+    return f"{words} ({prompts.one_line(remarks, _MAX_ERROR_CHARS)})" if remarks else words
 
 
 def failure_line(execution: Execution) -> str:

@@ -175,6 +175,20 @@ def test_errors_and_empty_results_are_revised_with_the_databases_words() -> None
     assert "error: no such column: bad: SELECT bad" in driver.answer.failures
 
 
+def test_a_revision_is_told_where_an_unknown_column_is() -> None:
+    driver = Driver(
+        {
+            "link_schema": [[""]],
+            "generate_candidate": [["SELECT minutes FROM member"] * 3],
+            "revise": [["SELECT 1"]],
+        }
+    )
+    (tail,) = driver.asks[2].tails
+    assert "Error: no such column: minutes FROM member (minutes is in trip)\n" in tail
+    # The table that has it is shown as well.
+    assert "member(id, name)\ntrip(id, minutes)\n" in tail
+
+
 def test_revising_stops_after_the_last_round_and_when_nothing_changes() -> None:
     script = {
         "link_schema": [[""]],
