@@ -1,7 +1,10 @@
-"""`hexgen-sglang ask`: one question over a database, through a running coordinator."""
+"""`hexgen-sglang ask`: one question over a database, through a coordinator or any other server
+that speaks OpenAI's completions. Loads neither SGLang nor torch.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from pathlib import Path
@@ -13,11 +16,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hexgen_sglang.text2sql.answer import Answer
+    from hexgen_sglang.text2sql.events import AgentEvent
+    from hexgen_sglang.text2sql.settings import AgentSettings
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 SAMPLE = "sample"
 MAX_SHOWN_ROWS = 50
 WIDTH = 120  # of what is not a terminal
+LIST_TIMEOUT_S = 10.0
 
 
 def command(
@@ -25,15 +31,23 @@ def command(
     db: Annotated[
         str, typer.Option(help=f"SQLite or DuckDB file, a server's URL, or `{SAMPLE}`.")
     ] = SAMPLE,
-    url: Annotated[str, typer.Option(help="The coordinator.")] = DEFAULT_URL,
+    url: Annotated[
+        str, typer.Option(help="A coordinator, or any OpenAI-compatible server (with its /v1).")
+    ] = DEFAULT_URL,
     deadline: Annotated[
         float, typer.Option(min=0.001, max=86_400, help="Seconds for the whole answer.")
     ] = 60.0,
     candidates: Annotated[int, typer.Option(min=1, max=32, help="Parallel attempts.")] = 3,
     rounds: Annotated[int, typer.Option(min=0, max=10, help="Rounds of self-correction.")] = 2,
+    model: Annotated[
+        str | None, typer.Option(help="By its name; the first that the server lists without.")
+    ] = None,
+    fallback_model: Annotated[
+        str | None, typer.Option(help="A smaller one, where the usual would miss the deadline.")
+    ] = None,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="HEXGEN_API_KEY", help="For a coordinator that wants one."),
+        typer.Option(envvar="HEXGEN_API_KEY", help="For a server that wants one."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead.")] = False,
 ) -> None:
@@ -41,31 +55,14 @@ def command(
 
     Exits with 1 when no SQL could be run.
     """
-    from hexgen_sglang.client import CoordinatorClient
-    from hexgen_sglang.core.errors import ConfigError, WorkerUnavailableError
-
-    path = _database(db)
-    coordinator = CoordinatorClient(url, api_key=api_key)
-    try:
-        models = coordinator.model_names()
-    except WorkerUnavailableError as error:
-        raise ConfigError(
-            f"--url {url}: no coordinator answers there ({error}); start one with "
-            "`hexgen-sglang cluster up CONFIG` or `hexgen-sglang coordinator`"
-        ) from error
-    if not models:
-        raise ConfigError(f"--url {url}: the coordinator has no worker that is ready")
-
-    from hexgen_sglang.client import HexgenEndpoint
-    from hexgen_sglang.text2sql.answer import AnswerOutcome, Question
-    from hexgen_sglang.text2sql.program import WORKFLOW_TYPE, ask_many
+    from hexgen_sglang.text2sql.answer import AnswerOutcome
     from hexgen_sglang.text2sql.settings import AgentSettings
 
-    backend = HexgenEndpoint(url, deadline_s=deadline, workflow_type=WORKFLOW_TYPE, api_key=api_key)
-    settings = AgentSettings(num_candidates=candidates, max_rounds=rounds)
-    (answer,) = ask_many([Question(question)], path, backend, settings=settings)
-    record = coordinator.workflow(answer.workflow_id) if answer.workflow_id else None
-    workers = _workers_by_stage(record)
+    settings = AgentSettings(
+        num_candidates=candidates, max_rounds=rounds, fallback_model=fallback_model
+    )
+    answer = asyncio.run(_answer(question, _database(db), url, deadline, settings, model, api_key))
+    workers = _workers_by_stage(url, api_key, answer)
     if as_json:
         print(json.dumps(_as_object(answer, workers), indent=2, default=_printable))
     else:
@@ -97,10 +94,75 @@ def _database(db: str) -> str | Path:
     return path
 
 
-def _workers_by_stage(record: dict[str, Any] | None) -> dict[str, list[str]]:
-    """Which workers served each stage, in order of first use; {} when nobody knows."""
+async def _answer(
+    question: str,
+    db: str | Path,
+    url: str,
+    deadline_s: float,
+    settings: AgentSettings,
+    model: str | None,
+    api_key: str | None,
+) -> Answer:
+    """Ask, and say on a terminal which stage it is at.
+
+    Raises:
+        ConfigError: no server answers, or the database cannot be read.
+    """
+    from rich.console import Console
+
+    from hexgen_sglang.text2sql.agent import Agent
+    from hexgen_sglang.text2sql.events import EventKind
+
+    model = model or await usual_model(url, api_key)
+    console = Console(stderr=True)
+
+    def show(event: AgentEvent) -> None:
+        if event.kind is EventKind.STAGE_STARTED:
+            status.update(f"{event.stage} ...")
+
+    with console.status("opening the database ...") as status:
+        async with Agent(url, db, model=model, api_key=api_key, settings=settings) as agent:
+            return await agent.ask(
+                question, deadline_s=deadline_s, on_event=show if console.is_terminal else None
+            )
+
+
+async def usual_model(url: str, api_key: str | None) -> str:
+    """The first model that the server lists.
+
+    Raises:
+        ConfigError: no server answers, or it has no model.
+    """
+    from hexgen_sglang.client.completions import CompletionsClient
+    from hexgen_sglang.core.errors import ConfigError, WorkerUnavailableError
+
+    try:
+        async with CompletionsClient(url, api_key, LIST_TIMEOUT_S) as client:
+            names = await client.model_names()
+    except WorkerUnavailableError as error:
+        raise ConfigError(
+            f"--url {url}: no OpenAI-compatible server answers there ({error}); start a cluster "
+            "with `hexgen-sglang cluster up CONFIG`"
+        ) from error
+    if not names:
+        raise ConfigError(f"--url {url}: the server has no model that is ready")
+    return names[0]
+
+
+def _workers_by_stage(url: str, api_key: str | None, answer: Answer) -> dict[str, list[str]]:
+    """Which workers served each stage, in order of first use; {} where no coordinator knows."""
+    from hexgen_sglang.client.coordinator import CoordinatorClient
+    from hexgen_sglang.core.errors import HexgenError
+
+    record: dict[str, Any] | None = None
+    if answer.workflow_id is not None:
+        root = url.rstrip("/").removesuffix("/v1")
+        try:
+            record = CoordinatorClient(root, api_key=api_key).workflow(answer.workflow_id)
+        except HexgenError:
+            record = None  # another server, whose answer to that path is its own affair
     found: dict[str, dict[str, None]] = {}
-    for request in record["requests"] if record else ():
+    for request in record.get("requests", ()) if record else ():
         if request["worker_id"] is not None:
             found.setdefault(request["stage"], {})[request["worker_id"]] = None
     return {stage: list(workers) for stage, workers in found.items()}

@@ -36,7 +36,16 @@ def command(
     first: Annotated[
         int | None, typer.Option(min=1, help="Only so many questions, from the beginning.")
     ] = None,
-    url: Annotated[str, typer.Option(help="The coordinator, for `agent`.")] = DEFAULT_URL,
+    url: Annotated[
+        str, typer.Option(help="For `agent`: a coordinator, or any OpenAI-compatible server.")
+    ] = DEFAULT_URL,
+    model: Annotated[
+        str | None, typer.Option(help="For `agent`: by name; the server's first without.")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="HEXGEN_API_KEY", help="For a server that wants one."),
+    ] = None,
     deadline: Annotated[
         float, typer.Option(min=0.001, max=86_400, help="Seconds for each answer of `agent`.")
     ] = 60.0,
@@ -61,7 +70,7 @@ def command(
     databases = run.databases_of(asked, _sample_database() if db == SAMPLE else db)
     predictor: Predictor
     if predictions == "agent":
-        predictor = _agent(url, deadline, parallel, candidates, rounds)
+        predictor = _agent(url, api_key, model, deadline, parallel, candidates, rounds)
     else:
         predictor = _written(predictions, asked)
     log = run.ResultLog(
@@ -137,30 +146,29 @@ def _written(predictions: str, asked: list[EvalQuestion]) -> Predictor:
     return GoldPredictor() if predictions == "gold" else FilePredictor(Path(predictions), asked)
 
 
-def _agent(url: str, deadline: float, parallel: int, candidates: int, rounds: int) -> Predictor:
-    """The agent through a coordinator.
+def _agent(
+    url: str,
+    api_key: str | None,
+    model: str | None,
+    deadline: float,
+    parallel: int,
+    candidates: int,
+    rounds: int,
+) -> Predictor:
+    """The agent through a server.
 
     Raises:
-        ConfigError: there is none, or it has no worker that is ready.
+        ConfigError: there is none, or it has no model.
     """
-    from hexgen_sglang.client import CoordinatorClient
-    from hexgen_sglang.core.errors import ConfigError, WorkerUnavailableError
+    import asyncio
 
-    try:
-        models = CoordinatorClient(url).model_names()
-    except WorkerUnavailableError as error:
-        raise ConfigError(f"--url {url}: no coordinator answers there ({error})") from error
-    if not models:
-        raise ConfigError(f"--url {url}: the coordinator has no worker that is ready")
-
-    from hexgen_sglang.client import HexgenEndpoint
+    from hexgen_sglang.cli.ask import usual_model
     from hexgen_sglang.text2sql.evaluation.agent import AgentPredictor
-    from hexgen_sglang.text2sql.program import WORKFLOW_TYPE
     from hexgen_sglang.text2sql.settings import AgentSettings
 
-    backend = HexgenEndpoint(url, deadline_s=deadline, workflow_type=WORKFLOW_TYPE)
+    model = model or asyncio.run(usual_model(url, api_key))
     settings = AgentSettings(num_candidates=candidates, max_rounds=rounds)
-    return AgentPredictor(backend, settings, parallel, deadline, sorted(models)[0])
+    return AgentPredictor(url, model, settings, parallel, deadline, api_key)
 
 
 def _write(path: Path, text: str) -> None:

@@ -29,6 +29,7 @@ from hexgen_sglang.text2sql.events import OnEvent, ignore
 from hexgen_sglang.text2sql.execution import Execution
 from hexgen_sglang.text2sql.record import LATE, Outcome, QuestionRecord, Usage
 from hexgen_sglang.text2sql.settings import AgentSettings
+from hexgen_sglang.text2sql.source import Source
 from hexgen_sglang.text2sql.stages import WORKFLOW_TYPE, QuestionStages
 from hexgen_sglang.text2sql.steps import Ask, AskTogether, Execute, Extend, Reply, Retrieve, Step
 
@@ -68,7 +69,7 @@ class Agent:
     def __init__(
         self,
         base_url: str | CompletionsClient,
-        database: str | Path | Database,
+        database: str | Path | Source | Database,
         *,
         model: str | None = None,
         api_key: str | None = None,

@@ -6,6 +6,7 @@ The server notes every request, its tag, and whether its client hung up before t
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from typer.testing import CliRunner
 
+from hexgen_sglang.cli.main import application
 from hexgen_sglang.cluster.ports import free_port
 from hexgen_sglang.core.errors import ConfigError, ProtocolError
 from hexgen_sglang.protocol.tag import HEADER_PREFIX, WorkflowTag, tag_from_body
@@ -29,7 +32,11 @@ from hexgen_sglang.text2sql import (
     EventKind,
     Question,
 )
+from hexgen_sglang.text2sql.evaluation.agent import AgentPredictor
+from hexgen_sglang.text2sql.evaluation.questions import EvalQuestion
+from hexgen_sglang.text2sql.evaluation.run import judge
 from hexgen_sglang.text2sql.sample import make_sample_database
+from hexgen_sglang.text2sql.source import Dialect, Source
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = {"budget_ms", "siblings", "sibling_index"}
@@ -510,3 +517,92 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("SQL: SELECT COUNT(*) FROM station\n22\n") == 2
     assert done.stdout.startswith("Q: Stations?")
+
+
+ASKED = [
+    EvalQuestion("a", "", "How many stations?", "", ("SELECT COUNT(*) FROM station",), "easy"),
+    EvalQuestion("b", "", "How many bikes?", "", ("SELECT COUNT(*) FROM bike",), "easy"),
+]
+
+
+async def test_the_evaluation_measures_what_the_agent_does(
+    model: Model, database: Database
+) -> None:
+    predictor = AgentPredictor(model.url, "first", ALL_STAGES, 2, 60.0, "secret")
+
+    def predict() -> dict[str, Any]:
+        return {
+            question.question_id: judge(question, prediction, database.sandbox)
+            for question, prediction in predictor.predict(database.source, ASKED)
+        }
+
+    results = await asyncio.to_thread(predict)
+    assert (results["a"].is_right, results["b"].is_right) == (True, False)
+    assert {one.outcome for one in results.values()} == {"rows"}
+    one = results["a"]
+    assert (one.num_rounds, one.num_requests) == (1, len(model.seen) // 2)
+    assert one.output_tokens == 7 * one.num_requests
+    assert one.elapsed_s is not None
+    assert one.met_deadline is True
+    assert model.authorizations == {"Bearer secret"}
+    with pytest.raises(ConfigError, match="max_parallel=0"):
+        AgentPredictor(model.url, "first", ALL_STAGES, 0, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("url", "location", "message"),
+    [
+        ("http://127.0.0.1:9", __file__, "not a database"),
+        ("127.0.0.1:9", __file__, "base_url="),
+    ],
+)
+def test_an_evaluation_that_cannot_begin_says_why(url: str, location: str, message: str) -> None:
+    predictor = AgentPredictor(url, "first", ALL_STAGES, 2, 60.0)
+    with pytest.raises(ConfigError, match=message):
+        list(predictor.predict(Source(Dialect.SQLITE, location, location), ASKED))
+
+
+async def test_an_evaluation_that_is_given_up_aborts_what_is_out(
+    model: Model, database: Database
+) -> None:
+    async def script(tag: WorkflowTag, body: dict[str, Any]) -> web.StreamResponse:
+        is_second = "Q: How many bikes?\n" in body["prompt"]
+        return await (for_ever if is_second else answer_well)(tag, body)
+
+    model.script = script
+    predictor = AgentPredictor(model.url, "first", ALL_STAGES, 2, 60.0)
+
+    def predict_first() -> str:
+        predictions = predictor.predict(database.source, ASKED)
+        question, _ = next(predictions)
+        predictions.close()
+        return question.question_id
+
+    assert await asyncio.to_thread(predict_first) == "a"
+    await until(lambda: len(model.hung_up) == 2)
+    assert {tag.stage for tag in model.hung_up} == {"link_schema", "extract_keywords"}
+
+
+async def test_the_ask_command_takes_any_openai_server(model: Model, database: Database) -> None:
+    model.knows_workflows = False
+
+    def run(*options: str) -> Any:
+        arguments = ["ask", "How many stations?", "--url", f"{model.url}/v1", *options]
+        arguments += ["--db", database.source.location]
+        return CliRunner().invoke(application, arguments)
+
+    done = await asyncio.to_thread(run, "--json", "--api-key", "secret")
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert (answer["outcome"], answer["rows"]) == ("rows", [[22]])
+    assert all(stage["workers"] == [] for stage in answer["stages"])
+    assert {body["model"] for _, body in model.seen} == {"first"}
+    assert model.authorizations == {"Bearer secret"}
+
+    model.seen.clear()
+    shown = await asyncio.to_thread(run, "--model", "second")
+    assert "SELECT COUNT(*) FROM station" in shown.stdout
+    assert "deadline met" in shown.stdout
+    assert {body["model"] for _, body in model.seen} == {"second"}
+    nobody = await asyncio.to_thread(run, "--url", "http://127.0.0.1:9")
+    assert "no OpenAI-compatible server answers there" in str(nobody.exception)

@@ -22,14 +22,10 @@ from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.protocol.tag import WorkflowTag, tag_from_body
 from hexgen_sglang.text2sql.answer import AnswerOutcome, Question
 from hexgen_sglang.text2sql.database import Database
-from hexgen_sglang.text2sql.evaluation.agent import AgentPredictor
-from hexgen_sglang.text2sql.evaluation.questions import EvalQuestion
-from hexgen_sglang.text2sql.evaluation.run import judge
 from hexgen_sglang.text2sql.events import AgentEvent, EventKind
 from hexgen_sglang.text2sql.program import WORKFLOW_TYPE, ask_many
 from hexgen_sglang.text2sql.sample import make_sample_database
 from hexgen_sglang.text2sql.settings import AgentSettings
-from hexgen_sglang.text2sql.source import Dialect, Source
 
 # From a tagged request to (status, text).
 Script = Callable[[WorkflowTag, str], tuple[int, str]]
@@ -254,25 +250,3 @@ def test_settings_are_honoured_and_checked(model: Model, database: Database) -> 
         ask_many([Question("x")], database, backend(model), max_parallel=0)
     with pytest.raises(ConfigError, match="No such file"):
         ask_many([Question("x")], Path("absent.sqlite"), backend(model))
-
-
-def test_the_evaluation_measures_what_the_agent_does(model: Model, database: Database) -> None:
-    predictor = AgentPredictor(backend(model), AgentSettings(), 2, 60.0, "scripted")
-    asked = [
-        EvalQuestion("a", "", "How many stations?", "", ("SELECT COUNT(*) FROM station",), "easy"),
-        EvalQuestion("b", "", "How many bikes?", "", ("SELECT COUNT(*) FROM bike",), "easy"),
-    ]
-    results = {
-        question.question_id: judge(question, prediction, database.sandbox)
-        for question, prediction in predictor.predict(database.source, asked)
-    }
-    assert (results["a"].is_right, results["b"].is_right) == (True, False)
-    assert {one.outcome for one in results.values()} == {"rows"}
-    one = results["a"]
-    assert (one.num_rounds, one.num_requests) == (1, len(model.seen) // 2)
-    assert one.output_tokens == 7 * one.num_requests
-    assert one.elapsed_s is not None
-    assert one.met_deadline is True
-    bad = EvalQuestion("c", "", "?", "", ("SELECT 1",), "easy")
-    with pytest.raises(ConfigError, match="not a database"):
-        list(predictor.predict(Source(Dialect.SQLITE, __file__, __file__), [bad]))
