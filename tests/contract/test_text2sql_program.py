@@ -223,7 +223,7 @@ def test_hostile_sql_is_an_answer_and_changes_nothing(model: Model, database: Da
 
 
 def test_after_its_deadline_a_workflow_skips_what_it_can(model: Model, database: Database) -> None:
-    (answer,) = ask_many([Question("x")], database, backend(model, deadline_s=0.001))
+    (answer,) = ask_many([Question("x")], database, backend(model, deadline_s=1e-6))
     assert answer.met_deadline is False
     assert answer.skipped == ("link_schema",)
     assert [one.knob.value for one in answer.dropped] == ["candidates"]
