@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -95,3 +96,45 @@ def renamed_tree(
         return root
 
     return make
+
+
+_PARSE_LAUNCH_LINES = """
+import argparse, contextlib, io, json, sys
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.server_args import ServerArgs
+from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.plugin.flags import config_from
+parser = argparse.ArgumentParser(exit_on_error=False)
+ServerArgs.add_cli_args(parser)
+problems = []
+for line in json.load(sys.stdin):
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            config_from(parser.parse_args(line))
+        problems.append(None)
+    except (SystemExit, argparse.ArgumentError, ConfigError) as error:
+        problems.append(errors.getvalue() or str(error))
+print(json.dumps(problems))
+"""
+
+
+@pytest.fixture(scope="session")
+def launch_problems() -> Callable[[list[list[str]]], list[str | None]]:
+    """What SGLang's own parser and our plugin say against argument vectors of launch_server."""
+
+    def problems(lines: list[list[str]]) -> list[str | None]:
+        done = subprocess.run(
+            [sys.executable, "-c", _PARSE_LAUNCH_LINES],
+            input=json.dumps(lines),
+            env={**os.environ, "SGLANG_PLATFORM": "hexgen_torch_cpu"},
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert done.returncode == 0, done.stderr
+        found: list[str | None] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    return problems
