@@ -62,7 +62,6 @@ class Demotion:
         now_s = self._clock()
         hopeless_s = deadline_s - needed_s
         if now_s < hopeless_s:
-            workflow.demoted_s = None
             self._see(request, deadline_s)
             request.stands_back = False
             self._watch(hopeless_s, request)

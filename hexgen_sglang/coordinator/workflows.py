@@ -6,8 +6,9 @@ first, then the longest idle; with only busy ones left, new ones are refused.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -43,6 +44,7 @@ class RequestRecord:
     """What is told of one request in `GET /workflows/{id}`.
 
     Attributes:
+        retries, moves: tries that failed at a worker; times it was taken back from one.
         engine_queue_s, prefill_s, decode_s: of the attempt that answered, as its engine timed
             them; None without a link.
     """
@@ -62,6 +64,7 @@ class RequestRecord:
     output_tokens: int | None = None
     outcome: Outcome = Outcome.QUEUED
     retries: int = 0
+    moves: int = 0
     engine_queue_s: float | None = None
     prefill_s: float | None = None
     decode_s: float | None = None
@@ -112,8 +115,8 @@ class Workflow:
         was_counted: its end was told once.
         ended_s: end, by `final`, by its client, by cancel or by idleness; None while it lasts.
         decisions: what the dispatcher decided about its requests.
-        demoted_s: since when its deadline cannot be met any more; None while it can, and where
-            nobody looks (see `demotion`).
+        demoted_s: when one of its requests first could not be in time any more, whatever later
+            ones are expected to need; None before, and where nobody looks (see `demotion`).
         has_begun, context_tokens: kept by `working_set`: a worker got a request of it since it
             was (re)opened, and the longest of them, prompt and output.
     """
@@ -187,11 +190,25 @@ class WorkflowTracker:
                 return table[workflow_id]
         return None
 
+    def budget_s(self, tag: WorkflowTag) -> float | None:
+        """What a new workflow with this first tag gets; None: best effort."""
+        default_ms = self._default_budget_ms.get(tag.workflow_type or "")
+        budget_ms = default_ms if tag.budget_ms is None else tag.budget_ms
+        return None if budget_ms is None else budget_ms / 1000
+
     def newest(self, limit: int) -> list[Workflow]:
         """At most `limit` workflows, the latest started first."""
         everything = [*self._lasting.values(), *self._ended.values()]
         everything += self._ended_untagged.values()
         return sorted(everything, key=lambda workflow: -workflow.started_s)[:limit]
+
+    def recent(self, limit: int) -> Iterator[Workflow]:
+        """Of those that last, of those that ended, of untagged ones: `limit` each, newest first.
+
+        By their last change. Costs no more however many are remembered.
+        """
+        for table in (self._lasting, self._ended, self._ended_untagged):
+            yield from itertools.islice(reversed(table.values()), limit)
 
     @property
     def num_lasting(self) -> int:
