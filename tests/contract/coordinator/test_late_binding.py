@@ -105,8 +105,9 @@ async def test_a_new_budget_changes_the_rank_of_what_waits(
     assert (status, report["budget_s"]) == (200, None)
     worker.gate.set()
     assert await calls.finish() == [200] * 4
-    # "a" is best effort now: ranked as 30 s after its arrival
-    assert texts(worker) == ["running", "c", "a", "b"]
+    # "a" is best effort now, ranked as 30 s after its arrival; of "b", whose workflow has not
+    # begun, a quarter of its slack counts
+    assert texts(worker) == ["running", "c", "b", "a"]
 
 
 async def test_every_dispatch_policy_serves(make_worker: MakeWorker, make_front: MakeFront) -> None:
