@@ -6,15 +6,14 @@
 Any OpenAI-compatible server does. Behind a hexgen-sglang coordinator the questions are workflows
 with a deadline, and what they cost is found at GET /workflows.
 
-`ask_database` is what a framework takes as a tool. With LangChain, for example:
+`ask_database` is what a framework takes as a tool. With LangChain, inside the `async with` below:
 
-    from langchain_core.tools import StructuredTool
+    from langchain_core.tools import tool
 
-    tool = StructuredTool.from_function(
-        coroutine=functools.partial(ask_database, agent),
-        name="ask_database",
-        description="Answers a question in English over the shop's database, with its rows.",
-    )
+    @tool
+    async def shop_database(question: str) -> str:
+        "Answers a question in English over the shop's database, with its rows."
+        return await ask_database(agent, question)
 """
 
 from __future__ import annotations
