@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from hexgen_sglang.coordinator.attempt_io import AttemptIO
 from hexgen_sglang.coordinator.config import CoordinatorConfig
+from hexgen_sglang.coordinator.deadline_gate import DeadlineGate
 from hexgen_sglang.coordinator.dispatcher import Dispatcher
 from hexgen_sglang.coordinator.estimates import Estimates
 from hexgen_sglang.coordinator.http_errors import ApiError, unknown_model
@@ -42,6 +43,7 @@ class Parts:
     client: WorkerClient
     attempts: AttemptIO
     keeper: PrefixKeeper
+    gate: DeadlineGate
     clock: Callable[[], float] = time.monotonic
 
 
@@ -49,7 +51,8 @@ def admit(parts: Parts, incoming: IncomingRequest) -> LiveRequest:
     """Check that the request can be served, enter it, queue it.
 
     Raises:
-        ApiError: 404 for a model that nobody serves, 400 when the choice of model is open.
+        ApiError: 404 for a model that nobody serves, 400 when the choice of model is open, 429 for
+            a new workflow that would be late, or make others late.
         AdmissionRejected: the queue or the workflow tracker is full. Nothing was kept.
     """
     lane = _lane(parts.directory.models(), incoming.model)
@@ -57,7 +60,13 @@ def admit(parts: Parts, incoming: IncomingRequest) -> LiveRequest:
         parts.dispatcher.run_pass()  # some of it may be leaving in this turn of the loop
     parts.queue.check_room()
     request_id = uuid.uuid4().hex
-    workflow, record = parts.tracker.accept(incoming.tag_for(request_id), request_id, parts.clock())
+    now_s, tag = parts.clock(), incoming.tag_for(request_id)
+    is_new = parts.tracker.get(tag.workflow_id) is None
+    if is_new:
+        parts.gate.check(tag, lane, parts.tracker.budget_s(tag), now_s)
+    workflow, record = parts.tracker.accept(tag, request_id, now_s)
+    if is_new:
+        parts.gate.admitted(workflow, record.stage, lane, now_s)
     loop = asyncio.get_running_loop()
     request = LiveRequest(
         incoming=incoming,

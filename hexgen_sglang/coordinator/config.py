@@ -110,6 +110,10 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
             later. 0: it never stands back.
         demotion_caution: what such a workflow is taken to need: 0: what it would alone on the
             fastest worker; 1: what workflows of its type took lately, beside others.
+        admission_attainment: a new workflow that would not meet its deadline with this
+            probability, or that would bring the share of admitted workflows that meet theirs below
+            it, gets 429 with the earliest deadline that could be kept. None: none is refused for
+            its deadline.
         trust_output_limits: a request is expected to produce no more than its own limit.
             False where limits are the true lengths, as in benchmarks, so that no policy
             learns a length from them.
@@ -180,6 +184,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
     ordering_settings: PolicyOptions = {}
     demotion_ageing: Annotated[float, Meta(ge=0, le=1_000)] = 0.0
     demotion_caution: Annotated[float, Meta(ge=0, le=10)] = 1.0
+    admission_attainment: Annotated[float, Meta(gt=0, lt=1)] | None = None
     trust_output_limits: bool = True
     remaining_work: Literal["means", "chain"] = "means"
     accelerators: Annotated[str, Meta(min_length=1, max_length=4_096)] | None = None

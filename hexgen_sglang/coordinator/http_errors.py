@@ -8,7 +8,7 @@ Every refusal of the coordinator goes through here; answers of workers pass unch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -31,6 +31,7 @@ class ApiError(HexgenError):
         code: short word for a program, such as "model_not_found".
         param: the offending field; None when there is none.
         retry_after_s: after which trying again makes sense; None: no such promise.
+        extra: further fields of the error, for programs.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class ApiError(HexgenError):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: float | None = None,
+        extra: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -49,6 +51,7 @@ class ApiError(HexgenError):
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+        self.extra = extra or {}
 
     def body(self) -> bytes:
         """The JSON body."""
@@ -57,6 +60,7 @@ class ApiError(HexgenError):
             "type": self.kind,
             "param": self.param,
             "code": self.code,
+            **self.extra,
         }
         return msgspec.json.encode({"error": detail})
 

@@ -129,6 +129,12 @@ class Metrics:
             ["teller"],
             registry=registry,
         )
+        self.workflows_refused = Counter(
+            "hexgen_workflows_refused",
+            "New workflows refused for their deadline: hopeless, late or harm.",
+            ["workflow_type", "reason"],
+            registry=registry,
+        )
         self.demoted = Gauge(
             "hexgen_workflows_demoted",
             "Workflows that stood back, so far, since they could not meet their deadline.",
@@ -182,6 +188,10 @@ class Metrics:
     def limited(self, tenant: str | None, limit: str) -> None:
         """Count a request refused by the named limit of its tenant."""
         self.tenant_limited.labels(_capped(tenant or "", self._tenants, _MAX_TENANTS), limit).inc()
+
+    def workflow_refused(self, workflow_type: str, reason: str) -> None:
+        """Count a new workflow that was refused for its deadline."""
+        self.workflows_refused.labels(self.type_label(workflow_type), reason).inc()
 
     def decided(self, policy: str, picked: str | None, seconds: float) -> None:
         """Count one dispatch decision."""

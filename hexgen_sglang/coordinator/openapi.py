@@ -31,7 +31,7 @@ _ERRORS = {
     "408": "the body did not come in time",
     "409": "not possible in the present state",
     "413": "the body is too long",
-    "429": "a queue or a tenant's limit is full; see Retry-After",
+    "429": "a queue or a tenant's limit is full, or a deadline cannot be kept; see Retry-After",
     "431": "the headers are too long",
     "499": "the workflow was cancelled",
     "502": "workers failed the request",
@@ -179,7 +179,13 @@ _ERROR = {
         "error": {
             "type": "object",
             "required": ["message", "type", "param", "code"],
-            "properties": {"message": _TEXT, "type": _TEXT, "param": _OR_NULL, "code": _OR_NULL},
+            "properties": {
+                "message": _TEXT,
+                "type": _TEXT,
+                "param": _OR_NULL,
+                "code": _OR_NULL,
+                "earliest_feasible_ms": {"type": "integer", "minimum": 1},
+            },
         }
     },
 }

@@ -18,6 +18,7 @@ from hexgen_sglang.coordinator.api_keys import KeyRing
 from hexgen_sglang.coordinator.attempt_io import AttemptIO
 from hexgen_sglang.coordinator.cold_start import stated_costs
 from hexgen_sglang.coordinator.config import CoordinatorFile
+from hexgen_sglang.coordinator.deadline_gate import DeadlineGate
 from hexgen_sglang.coordinator.demotion import Demotion
 from hexgen_sglang.coordinator.dispatcher import Dispatcher, with_deadline
 from hexgen_sglang.coordinator.estimates import Estimates
@@ -149,6 +150,13 @@ class Coordinator:
                 isolate_caches=config.isolate_tenant_caches,
             ),
             keeper=PrefixKeeper(self._tell_soon, directory.keeps_prefixes),
+            gate=DeadlineGate(
+                config.admission_attainment,
+                estimates,
+                directory.ready,
+                config.default_max_in_flight,
+                metrics.workflow_refused,
+            ),
         )
         self._telling: set[asyncio.Task[bool]] = set()
         limiter = Limiter(settings.limits, dict(settings.tenants), self.parts.clock)
@@ -289,6 +297,7 @@ class Coordinator:
         ended_s = workflow.ended_s if workflow.ended_s is not None else time.monotonic()
         self.parts.metrics.workflow_ended(workflow, ended_s)
         self.parts.keeper.over(workflow)
+        self.parts.gate.ended(workflow)
         self.tuning.ended(workflow)
 
     async def _watch_keys(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from hexgen_sglang.coordinator.admission import request_view
 from hexgen_sglang.coordinator.cold_start import stated_costs
 from hexgen_sglang.coordinator.config import CoordinatorConfig
+from hexgen_sglang.coordinator.deadline_gate import DeadlineGate
 from hexgen_sglang.coordinator.demotion import Demotion
 from hexgen_sglang.coordinator.dispatcher import Dispatcher
 from hexgen_sglang.coordinator.estimates import Estimates
@@ -157,6 +158,12 @@ class CoordinatorFront:
         )
         keeping = {e.name for e in engines if linked and e.retention is not None}
         self._keeper = PrefixKeeper(self._tell, keeping.__contains__)
+        self._gate = DeadlineGate(
+            config.admission_attainment,
+            self._estimates,
+            lambda: list(self._workers.values()),
+            config.default_max_in_flight,
+        )
         self._blocks = _Blocks()
         self._requests: dict[str, _Queued] = {}
         self._sent: dict[str, EngineRequest] = {}
@@ -168,7 +175,11 @@ class CoordinatorFront:
         self._heartbeat_s = config.heartbeat_ms / 1000
 
     def take(self, asked: Asked) -> None:
-        """Accept a request and look for a worker."""
+        """Accept a request and look for a worker.
+
+        Raises:
+            ApiError: it begins a workflow that would be late, or make others late.
+        """
         now_s = self._events.now_s
         tag = WorkflowTag(
             workflow_id=asked.workflow_id,
@@ -182,7 +193,12 @@ class CoordinatorFront:
         length = sum(count for _, count in asked.segments)
         shape = PromptShape(1, 0, length, self._blocks.of(asked.segments))
         incoming = IncomingRequest(GENERATE, {}, tag, None, True, False, shape, 1, None, 0)
+        is_new = self._tracker.get(tag.workflow_id) is None
+        if is_new:
+            self._gate.check(tag, _MODEL, self._tracker.budget_s(tag), now_s)
         workflow, record = self._tracker.accept(tag, asked.request_id, now_s)
+        if is_new:
+            self._gate.admitted(workflow, record.stage, _MODEL, now_s)
         request = _Queued(
             incoming=incoming,
             view=request_view(self._estimates, incoming, workflow, record, _MODEL),
@@ -261,6 +277,7 @@ class CoordinatorFront:
 
     def _over(self, workflow: Workflow) -> None:
         self._keeper.over(workflow)
+        self._gate.ended(workflow)
 
     def _tell(self, worker_id: str, message: Retain | Release) -> None:
         """A message on prefixes to an engine; it arrives a little later."""

@@ -52,7 +52,11 @@ class Front(Protocol):
     """Finds an engine for each request."""
 
     def take(self, asked: Asked) -> None:
-        """The driver sends a request now."""
+        """The driver sends a request now.
+
+        Raises:
+            ApiError: its workflow is refused.
+        """
         ...
 
     def first_token(self, request_id: str) -> None:

@@ -6,6 +6,7 @@ ended and its tool time has passed.
 
 from __future__ import annotations
 
+from hexgen_sglang.coordinator.http_errors import ApiError
 from hexgen_sglang.results.records import RequestRecord, RunRecord, WorkflowRecord
 from hexgen_sglang.sim.clock import ARRIVAL, EventQueue
 from hexgen_sglang.sim.engine import Engine
@@ -35,6 +36,9 @@ class Replay:
         events: the virtual clock.
         hop_s: from the driver to the engine, and back again.
         send_s: of the driver for each request; siblings leave it one after the other.
+
+    Attributes:
+        refused: indices of workflows that the front refused; the driver gives them up.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Replay:
             for planned in workload.workflows
         ]
         self._max_in_flight = 0
+        self.refused: set[int] = set()
 
     def start(self, front: Front) -> None:
         """Schedule every arrival."""
@@ -149,8 +154,18 @@ class Replay:
             self._events.at(
                 due_s + sibling * self._send_s,
                 ARRIVAL,
-                lambda sibling=sibling: self._send(planned, stage, sibling, due_s),  # type: ignore[misc]
+                lambda sibling=sibling: self._ask(planned, stage, sibling, due_s),  # type: ignore[misc]
             )
+
+    def _ask(self, planned: PlannedWorkflow, stage: int, sibling: int, due_s: float) -> None:
+        """Send a request, unless its workflow was refused."""
+        if planned.index in self.refused:
+            return
+        try:
+            self._send(planned, stage, sibling, due_s)
+        except ApiError:
+            del self._sent[f"{planned.workflow_id}-{stage}-{sibling}"]
+            self.refused.add(planned.index)
 
     def _send(self, planned: PlannedWorkflow, stage: int, sibling: int, due_s: float) -> None:
         """Give one request to the front."""
