@@ -196,12 +196,6 @@ class WorkflowTracker:
         budget_ms = default_ms if tag.budget_ms is None else tag.budget_ms
         return None if budget_ms is None else budget_ms / 1000
 
-    def budget_s(self, tag: WorkflowTag) -> float | None:
-        """What a new workflow with this first tag gets; None: best effort."""
-        default_ms = self._default_budget_ms.get(tag.workflow_type or "")
-        budget_ms = default_ms if tag.budget_ms is None else tag.budget_ms
-        return None if budget_ms is None else budget_ms / 1000
-
     def newest(self, limit: int) -> list[Workflow]:
         """At most `limit` workflows, the latest started first."""
         everything = [*self._lasting.values(), *self._ended.values()]
