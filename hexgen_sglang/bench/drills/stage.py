@@ -265,15 +265,19 @@ def _stable_lengths(ids: tuple[int, ...]) -> tuple[tuple[int, ...], dict[int, st
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(make_tiny_model()))
+
+    def text_of(tokens: list[int]) -> str:
+        """As servers tell it: without special tokens."""
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
     texts: dict[int, str] = {}
     for first in range(PERIOD):
         window = [ids[(first + place) % PERIOD] for place in range(_STABLE_TOKENS)]
         if all(
-            tokenizer.encode(tokenizer.decode(window[:length]), add_special_tokens=False)
-            == window[:length]
+            tokenizer.encode(text_of(window[:length]), add_special_tokens=False) == window[:length]
             for length in range(1, _STABLE_TOKENS + 1)
         ):
-            texts[_FIRST_LENGTH + first] = tokenizer.decode(window)
+            texts[_FIRST_LENGTH + first] = text_of(window)
     if not texts:
         raise LawViolation("no answer is read back from its text as the same tokens")
     return tuple(texts), texts
