@@ -100,12 +100,10 @@ class AttemptIO:
         try:
             async with asyncio.timeout(None) as scope:
                 attempt.scope = scope
-                if attempt.lost_reason is not None:
-                    raise AttemptFailed(attempt.lost_reason, "lost")
+                _check_wanted(attempt)
                 return await self._exchange(attempt, delivery, headers, answer_headers, note)
         except TimeoutError as error:
-            if attempt.lost_reason is not None:
-                raise AttemptFailed(attempt.lost_reason, "lost") from error
+            _check_wanted(attempt, error)
             raise AttemptFailed(self._silence(attempt), "timeout") from error
         finally:
             attempt.scope = None
@@ -259,8 +257,8 @@ class AttemptIO:
                 delivery.position.delivered(shown)
         finally:
             attempt.is_handing_over = False
-        if attempt.lost_reason is not None and answer is None:
-            raise AttemptFailed(attempt.lost_reason, "lost")
+        if answer is None:
+            _check_wanted(attempt)
 
     def _expect_within(self, attempt: Attempt, seconds: float | None) -> None:
         """The worker must say something within so long; None: no limit."""
@@ -274,6 +272,17 @@ class AttemptIO:
         if attempt.first_byte_s is None:
             return f"no first byte within {self._first_byte_timeout_s:g} s"
         return f"silent for {self._stream_gap_timeout_s:g} s inside a stream"
+
+
+def _check_wanted(attempt: Attempt, cause: Exception | None = None) -> None:
+    """Stop a try that was given up or taken back.
+
+    Raises:
+        AttemptFailed: it was.
+    """
+    if attempt.lost_reason is not None:
+        reason = "moved" if attempt.moved_for else "lost"
+        raise AttemptFailed(attempt.lost_reason, reason) from cause
 
 
 def body_for(

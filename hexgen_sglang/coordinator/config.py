@@ -145,6 +145,9 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
             get 431, slower ones 408.
         max_connections: HTTP connections at once; further ones get 503.
         connect_timeout_s: to open a connection to a worker.
+        move_overdue: a request that has waited at a worker for this many times as long as was
+            predicted, and not begun, is sent elsewhere; 0: never. From a worker that drains, what
+            has not begun is always sent elsewhere.
         first_byte_timeout_s: dispatch to first byte of a streamed answer; then retried.
         stream_gap_timeout_s: longest silence inside a streamed answer.
         request_timeout_s: from acceptance to the end, all attempts; then 504.
@@ -199,6 +202,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
     max_attempts: Annotated[int, Meta(ge=1, le=32)] = 4
     retry_share: Annotated[float, Meta(ge=0, le=10)] = 0.2
     retry_reserve: Annotated[int, Meta(ge=0, le=1_000_000)] = 64
+    move_overdue: Annotated[float, Meta(ge=0, le=1_000)] = 0.0
     max_body_bytes: Annotated[int, Meta(ge=1_024, le=1_073_741_824)] = 16_777_216
     body_timeout_s: Seconds = 60.0
     max_header_bytes: Annotated[int, Meta(ge=1_024, le=1_048_576)] = 32_768

@@ -187,6 +187,7 @@ class Dispatcher:
                 now_s,
                 streams=request.incoming.stream,
             ),
+            expected_first_s=self._expected_first_s(worker),
         )
         worker.start(attempt)
         crew.refresh(worker)
@@ -198,6 +199,14 @@ class Dispatcher:
             self._pace.add(1, max(1e-6, now_s - self._last_placed_s))
         self._last_placed_s = now_s
         request.place(attempt)
+
+    def _expected_first_s(self, worker: Worker) -> float | None:
+        """Seconds until a first token there, by the last decision; None when it told none."""
+        for price in self._policy.prices[:1]:
+            terms = dict(zip(self._policy.price_terms, price.terms, strict=False))
+            if price.worker_id == worker.worker_id and "prefill_s" in terms:
+                return terms.get("wait_s", 0.0) + terms["prefill_s"]
+        return None
 
 
 class _Crew:

@@ -257,6 +257,9 @@ class Exchanges:
                 elsewhere, or too many requests are being tried again.
         """
         parts, worker = self._parts, attempt.worker
+        if failure.reason == "moved":
+            self._take_back(request, attempt)
+            return
         log.warning(
             "request %s at worker %s: %s", request.record.request_id, worker.worker_id, failure
         )
@@ -280,6 +283,16 @@ class Exchanges:
                 code="worker_failed",
             )
 
+    def _take_back(self, request: LiveRequest, attempt: Attempt) -> None:
+        """A request that waited at a worker comes back; that is no failure and no try of it."""
+        parts, worker_id = self._parts, attempt.worker.worker_id
+        self._leave_worker(request)
+        request.num_moves += 1
+        request.failed_on.add(worker_id)
+        label = parts.metrics.worker_label(worker_id)
+        parts.metrics.moves.labels(label, attempt.moved_for).inc()
+        log.info("request %s: %s", request.record.request_id, attempt.lost_reason)
+
     def _why_not_again(
         self, request: LiveRequest, failure: AttemptFailed, delivery: Delivery
     ) -> str:
@@ -289,7 +302,7 @@ class Exchanges:
             why = "it is no stream" if position is None else position.why_not()
             if why:
                 return f"cannot go on elsewhere, {why}"
-        if request.num_attempts >= self._parts.config.max_attempts:
+        if request.num_attempts - request.num_moves >= self._parts.config.max_attempts:
             return "no tries are left"
         if failure.reason in _OVERLOADED and not self._budget.take():
             return "too many requests are being tried again"
@@ -299,7 +312,8 @@ class Exchanges:
     async def _prepare_retry(self, request: LiveRequest) -> None:
         """Queue the request again; pause when every worker that is left has failed it."""
         parts = self._parts
-        request.record.retries += 1
+        request.record.retries = request.num_attempts - request.num_moves
+        request.record.moves = request.num_moves
         request.record.outcome = Outcome.QUEUED
         able = {w.worker_id for w in parts.directory.ready() if w.serves(request.lane)}
         if able and able <= request.failed_on:

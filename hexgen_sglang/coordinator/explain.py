@@ -95,6 +95,7 @@ def _parts(record: RequestRecord, visit: Visit, now_s: float) -> dict[str, Any]:
         "sibling_index": record.sibling_index,
         "worker_id": record.worker_id or None,
         "retries": record.retries,
+        "moves": record.moves,
         "before_s": record.accepted_s - visit.start_s,
         "coordinator_queue_s": (end_s if sent_s is None else sent_s) - record.accepted_s,
         "engine_queue_s": record.engine_queue_s,

@@ -31,7 +31,8 @@ class AttemptFailed(HexgenError):
 
     Args:
         message: what happened, for logs and for the client if no try succeeds.
-        reason: short word for metrics: "connect", "disconnect", "status", "timeout", "lost".
+        reason: short word for metrics: "connect", "disconnect", "status", "timeout", "lost";
+            "moved": the request was taken back, and the worker has not failed.
         detail: what the worker said, for the client whose request it was and nobody else: it
             may repeat the prompt, so it is in no log line.
     """
@@ -55,6 +56,9 @@ class Attempt:
         scope: the timeout around the exchange with the worker, once it runs.
         is_handing_over: the client is being given events, which must not stop half way.
         lost_reason: why the attempt was interrupted; None when it was not.
+        moved_for: its request was taken back to be sent elsewhere: "drain" or "slow"; "" if not.
+        expected_first_s: seconds from dispatch to its first token as the policy predicted; None
+            for policies that do not.
     """
 
     rid: str
@@ -70,6 +74,8 @@ class Attempt:
     scope: asyncio.Timeout | None = None
     is_handing_over: bool = False
     lost_reason: str | None = None
+    moved_for: str = ""
+    expected_first_s: float | None = None
 
     @property
     def first_byte_s(self) -> float | None:
@@ -80,6 +86,14 @@ class Attempt:
     def first_byte_s(self, instant_s: float) -> None:
         self.seen.first_token_s = instant_s
         self.worker.version += 1
+
+    def recall(self, moved_for: str) -> None:
+        """Take the request back to send it elsewhere, unless the client has begun to get it."""
+        if self.scope is None or self.lost_reason is not None or self.is_handing_over:
+            return
+        if self.first_byte_s is None:
+            self.moved_for = moved_for
+            self.interrupt(f"taken back from worker {self.worker.worker_id}: {moved_for}")
 
     def interrupt(self, reason: str) -> None:
         """Give up on the worker: the exchange goes on with an `AttemptFailed`.
@@ -102,6 +116,7 @@ class QueuedRequest(ABC):
         lane: the served model it needs; "" when any worker will do.
         failed_on: worker ids that failed it since the last success of any.
         num_attempts: tries so far, a running one included.
+        num_moves: those of them that ended since it was taken back from a worker.
         queue_key: its rank while it waits in the central queue, else None.
         queue_lane: where it waits there.
         stands_back: it goes behind all that can still meet its deadline (see `demotion`).
@@ -116,6 +131,7 @@ class QueuedRequest(ABC):
     lane: str
     failed_on: set[str] = field(default_factory=set)
     num_attempts: int = 0
+    num_moves: int = 0
     queue_key: QueueKey | None = None
     queue_lane: QueueLane = ("", False)
     stands_back: bool = False

@@ -60,6 +60,12 @@ class Metrics:
             ["worker_id", "reason"],
             registry=registry,
         )
+        self.moves = Counter(
+            "hexgen_requests_moved",
+            "Requests taken back from a worker before they began there: drain or slow.",
+            ["worker_id", "reason"],
+            registry=registry,
+        )
         self.tokens = Counter(
             "hexgen_tokens",
             "Tokens of completed requests: prompt, cached (of the prompt) and output.",

@@ -27,13 +27,14 @@ from hexgen_sglang.coordinator.health import HealthWatch
 from hexgen_sglang.coordinator.limits import Limiter
 from hexgen_sglang.coordinator.link import CoordinatorLink
 from hexgen_sglang.coordinator.link_events import LinkEvents
-from hexgen_sglang.coordinator.live_request import QueuedRequest
+from hexgen_sglang.coordinator.live_request import Attempt, QueuedRequest
 from hexgen_sglang.coordinator.metrics import Metrics
+from hexgen_sglang.coordinator.movement import Mover
 from hexgen_sglang.coordinator.placements import Placements
 from hexgen_sglang.coordinator.prefix_keeper import PrefixKeeper
 from hexgen_sglang.coordinator.queue import CentralQueue
 from hexgen_sglang.coordinator.tuning import AdjustablePolicy, Tuning
-from hexgen_sglang.coordinator.worker import RoomRules
+from hexgen_sglang.coordinator.worker import RoomRules, Worker
 from hexgen_sglang.coordinator.worker_client import WorkerClient
 from hexgen_sglang.coordinator.workers import WorkerDirectory, allowed_hosts
 from hexgen_sglang.coordinator.workflows import Workflow, WorkflowTracker
@@ -100,18 +101,23 @@ class Coordinator:
             lambda: tuple(worker.hardware for worker in directory.ready()),
             metrics,
         )
+        rules = RoomRules(
+            config.look_ahead,
+            config.look_ahead_tokens,
+            config.default_max_in_flight,
+            stale_after_s,
+            early=config.binding == "early",
+        )
+        self._mover = Mover(
+            directory.workers.values, rules, config.move_overdue, Attempt.recall
+        )
+        directory.on_drain = self._drained
         dispatcher = Dispatcher(
             policy,
             config.dispatch,
             directory.ready,
             estimates,
-            RoomRules(
-                config.look_ahead,
-                config.look_ahead_tokens,
-                config.default_max_in_flight,
-                stale_after_s,
-                early=config.binding == "early",
-            ),
+            rules,
             metrics,
             WorkingSet(config.working_set if config.binding == "late" else 0.0),
         )
@@ -290,6 +296,9 @@ class Coordinator:
             on_finished=self.placements.reported,
         )
 
+    def _drained(self, worker: Worker) -> None:
+        self._mover.drain(worker, self.parts.clock())
+
     def _kick(self) -> None:
         self.parts.dispatcher.kick()
 
@@ -312,6 +321,7 @@ class Coordinator:
         while True:
             await asyncio.sleep(_PLACEMENTS_INTERVAL_S)
             self.placements.sweep(self.parts.clock())
+            self._mover.look(self.parts.clock())
             turn += 1
             if turn % _SWEEP_TURNS == 0:
                 self.parts.tracker.sweep(self.parts.clock())

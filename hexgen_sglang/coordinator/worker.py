@@ -168,7 +168,7 @@ class Worker:
             limit = (self.max_running_requests or rules.default_max_in_flight) + rules.look_ahead
         if len(self.in_flight) >= limit:
             return False
-        load = self._fresh_load(now_s, rules.stale_after_s)
+        load = self.fresh_load(now_s, rules.stale_after_s)
         if load is None:
             return True
         return load.num_waiting_tokens + self.sent_since_load_tokens < rules.look_ahead_tokens
@@ -187,7 +187,7 @@ class Worker:
         """
         if rules.early or not self.in_flight or self.kv_capacity_tokens is None:
             return True
-        load = self._fresh_load(now_s, rules.stale_after_s)
+        load = self.fresh_load(now_s, rules.stale_after_s)
         if load is None:
             used = self.num_in_flight_tokens
         else:
@@ -229,12 +229,13 @@ class Worker:
             ),
         )
 
-    def _fresh_load(self, now_s: float, stale_after_s: float) -> Load | None:
+    def fresh_load(self, now_s: float, stale_after_s: float) -> Load | None:
+        """The last report; None when it is too old to be believed."""
         return self.load if now_s - self.load_at_s <= stale_after_s else None
 
     def _pending_prefill_tokens(self, now_s: float, rates: Rates, rules: RoomRules) -> int:
         """Reported where fresh; else what was sent and has shown no byte in its due time."""
-        load = self._fresh_load(now_s, rules.stale_after_s)
+        load = self.fresh_load(now_s, rules.stale_after_s)
         if load is not None:
             return load.num_waiting_tokens + self.sent_since_load_tokens
         rate = rates.prefill_tokens_per_s

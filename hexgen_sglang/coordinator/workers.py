@@ -40,6 +40,7 @@ class WorkerDirectory:
         workers: by id, in order of registration.
         banned: removed linked workers and the process that was removed, by id; that process
             is not let in again by its own hello.
+        on_drain: told of each worker that begins to drain.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class WorkerDirectory:
         self._has_stated_hosts = has_stated_hosts
         self._max_workers = max_workers
         self._on_change = on_change
+        self.on_drain: Callable[[Worker], None] = _ignore
         self._health: HealthWatch | None = None
 
     def watch_with(self, health: HealthWatch) -> None:
@@ -195,7 +197,7 @@ class WorkerDirectory:
         return worker
 
     def drain(self, worker_id: str) -> Worker:
-        """Send nothing new there; what is in flight ends as usual.
+        """Send nothing new there; what has begun ends as usual, what waits there comes back.
 
         Raises:
             ApiError: 404.
@@ -204,6 +206,7 @@ class WorkerDirectory:
         worker.drained = True
         if worker.state is WorkerState.READY:
             worker.state = WorkerState.DRAINING
+        self.on_drain(worker)
         self._changed(worker)
         return worker
 
@@ -291,6 +294,10 @@ class WorkerDirectory:
         if self.workers.get(worker.worker_id) is worker:
             self._metrics.set_worker(worker)
         self._on_change()
+
+
+def _ignore(worker: Worker) -> None:
+    """Nobody is told."""
 
 
 def _is_out_of_bounds(host: str) -> bool:

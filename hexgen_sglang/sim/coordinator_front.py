@@ -20,6 +20,7 @@ from hexgen_sglang.coordinator.dispatcher import Dispatcher
 from hexgen_sglang.coordinator.estimates import Estimates
 from hexgen_sglang.coordinator.incoming import GENERATE, IncomingRequest
 from hexgen_sglang.coordinator.live_request import Attempt, QueuedRequest
+from hexgen_sglang.coordinator.movement import Mover
 from hexgen_sglang.coordinator.prefix_keeper import PrefixKeeper
 from hexgen_sglang.coordinator.prompt import BLOCK_TOKENS, PromptShape
 from hexgen_sglang.coordinator.queue import CentralQueue
@@ -94,6 +95,7 @@ class CoordinatorFront:
     Attributes:
         waits_s: of each request, from its acceptance until it went to a worker.
         demotion: who stands back.
+        num_moves: requests taken back from engines.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class CoordinatorFront:
     ) -> None:
         self._linked = linked
         self.waits_s: list[float] = []
+        self.num_moves = 0
         self._engines = {engine.name: engine for engine in engines}
         self._send = send
         self._events = events
@@ -120,18 +123,20 @@ class CoordinatorFront:
         self._workers = {
             engine.name: _worker(engine, self._estimates, linked=linked) for engine in engines
         }
+        rules = RoomRules(
+            config.look_ahead,
+            config.look_ahead_tokens,
+            config.default_max_in_flight,
+            _STALE_HEARTBEATS * config.heartbeat_ms / 1000,
+            early=config.binding == "early",
+        )
+        self._mover = Mover(self._workers.values, rules, config.move_overdue, self._recall)
         self._dispatcher = Dispatcher(
             DISPATCH.create(config.dispatch, **config.dispatch_settings),
             config.dispatch,
             lambda: list(self._workers.values()),
             self._estimates,
-            RoomRules(
-                config.look_ahead,
-                config.look_ahead_tokens,
-                config.default_max_in_flight,
-                _STALE_HEARTBEATS * config.heartbeat_ms / 1000,
-                early=config.binding == "early",
-            ),
+            rules,
             _Silent(),
             WorkingSet(config.working_set if config.binding == "late" else 0.0),
             clock=events.clock,
@@ -275,6 +280,24 @@ class CoordinatorFront:
         due_s = self._reported_s[engine.name] + self._delays.min_interval_s
         self._events.at(max(due_s, self._events.now_s), MESSAGE, lambda: self._report(engine))
 
+    def _recall(self, attempt: Attempt, reason: str) -> None:
+        """The abort of a waiting request reaches the engine a little later."""
+        request, engine = attempt.request, self._engines[attempt.worker.worker_id]
+        sent = self._sent[request.view.request_id]
+
+        def arrive() -> None:
+            if request.attempt is not attempt or not engine.withdraw(sent):
+                return
+            self.num_moves += 1
+            self._dispatcher.release(attempt)
+            request.num_moves += 1
+            request.failed_on.add(engine.name)
+            request.record.outcome = Outcome.QUEUED
+            self._queue.push(request)
+            self._dispatcher.kick()
+
+        self._events.at(self._events.now_s + self._delays.report_s, MESSAGE, arrive)
+
     def _over(self, workflow: Workflow) -> None:
         self._keeper.over(workflow)
         self._gate.ended(workflow)
@@ -310,6 +333,7 @@ class CoordinatorFront:
             worker.take_load(load, self._events.now_s)
             if costs is not None:
                 self._estimates.costs.note(engine.name, costs)
+            self._mover.look(self._events.now_s)
             self._dispatcher.kick()
 
         self._events.at(now_s + self._delays.report_s, MESSAGE, arrive)

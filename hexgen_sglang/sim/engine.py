@@ -170,6 +170,16 @@ class Engine:
             self._await(self._step.end_s)
         self._on_change(self)
 
+    def withdraw(self, request: EngineRequest) -> bool:
+        """Take a request back that waits here and has not begun; False when it has."""
+        if request not in self.waiting or request.admitted_s is not None:
+            return False
+        self.waiting.remove(request)
+        if request in self._unseen:
+            self._unseen.remove(request)
+        self._on_change(self)
+        return True
+
     def load(self) -> Load:
         """What the worker's plugin would report now."""
         waiting_tokens = 0
