@@ -85,14 +85,18 @@ class Estimates:
     def expected_output_tokens(
         self, workflow_type: str, stage: str, incoming: IncomingRequest
     ) -> int | None:
-        """Tokens of all its answers: the caller's hint for each, else the stage's mean.
+        """Tokens of all its answers: the caller's hint for each, else the mean of the stage's
+        requests with its sibling index, else that of all of the stage's.
 
         Never above the request's own limit. None when there is neither hint, experience nor limit.
         """
         limit = incoming.max_output_tokens if self._trust_output_limits else None
         most = None if limit is None else limit * incoming.num_outputs
         hint = incoming.tag.expected_output_tokens if incoming.tag else None
-        learned = self.stages.output_tokens(workflow_type, stage)
+        sibling = incoming.tag.sibling_index if incoming.tag else 0
+        learned = self.stages.sibling_tokens(workflow_type, stage, sibling)
+        if learned is None:
+            learned = self.stages.output_tokens(workflow_type, stage)
         if hint is not None:
             expected = hint * incoming.num_outputs
         elif learned is not None:
@@ -180,6 +184,7 @@ class Estimates:
             request.view.stage,
             _output_tokens(request.incoming, usage) / request.incoming.num_outputs,
             seconds,
+            sibling=request.record.sibling_index,
         )
         self.rates.note_throughput(
             worker.worker_id, usage.prompt_tokens + usage.output_tokens, busy_s

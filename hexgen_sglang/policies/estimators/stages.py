@@ -17,6 +17,10 @@ from hexgen_sglang.policies.estimators.errors import EstimateErrors
 from hexgen_sglang.policies.estimators.quantiles import Quantiles
 
 
+# Requests with one sibling index before their own mean is told.
+_MIN_SIBLINGS = 4
+
+
 @dataclass(frozen=True, slots=True)
 class StageVisit:
     """One pass of a workflow through a stage, all its siblings together.
@@ -80,17 +84,34 @@ class StageEstimates:
         self._by_worker: BoundedTable[tuple[str, str, str], _RequestCost] = BoundedTable(
             _RequestCost, max_entries
         )
+        self._by_sibling: BoundedTable[tuple[str, str, int], RunningMean] = BoundedTable(
+            RunningMean, max_entries
+        )
         self._visits: BoundedTable[tuple[str, str], _VisitCost] = BoundedTable(
             _VisitCost, max_entries
         )
 
     def note_request(
-        self, worker_id: str, workflow_type: str, stage: str, output_tokens: float, seconds: float
+        self,
+        worker_id: str,
+        workflow_type: str,
+        stage: str,
+        output_tokens: float,
+        seconds: float,
+        *,
+        sibling: int = 0,
     ) -> None:
         """A request ended.
 
-        `output_tokens` of each of its answers; `seconds` at the worker, its queue included.
+        Args:
+            worker_id: where.
+            workflow_type: its workflow's.
+            stage: its stage's name.
+            output_tokens: of each of its answers.
+            seconds: at the worker, its queue included.
+            sibling: which of its stage's requests it was.
         """
+        self._by_sibling.at((workflow_type, stage, sibling)).add(output_tokens)
         for cost in (
             self._by_stage.at((workflow_type, stage)),
             self._by_worker.at((worker_id, workflow_type, stage)),
@@ -129,6 +150,14 @@ class StageEstimates:
         """Expected output length on that worker, else over all; None when never seen."""
         cost = self._cost(workflow_type, stage, worker_id)
         return cost.output_tokens.mean if cost else None
+
+    def sibling_tokens(self, workflow_type: str, stage: str, sibling: int) -> float | None:
+        """Expected output length of the stage's request with this index; None when seldom seen.
+
+        Siblings often differ by design, in one order: the first has the longer template.
+        """
+        known = self._by_sibling.get((workflow_type, stage, sibling))
+        return known.mean if known is not None and known.count >= _MIN_SIBLINGS else None
 
     def request_s(
         self, workflow_type: str, stage: str, worker_id: str | None = None

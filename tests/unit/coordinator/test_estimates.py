@@ -27,3 +27,16 @@ def test_an_untrusted_limit_tells_nothing() -> None:
     estimates.stages.note_request("w", "t", "s", output_tokens=40, seconds=1.0)
     for limit in (7, 4_000):
         assert estimates.expected_output_tokens("t", "s", generate(limit)) == 40
+
+
+def test_the_second_of_two_siblings_is_expected_to_be_as_long_as_second_ones_were() -> None:
+    estimates = Estimates()
+    for sibling, length in [(0, 800), (1, 500)] * 4:
+        estimates.stages.note_request("w", "t", "s", length, 1.0, sibling=sibling)
+    for sibling, expected in ((0, 800), (1, 500), (2, 650)):
+        tag = {"workflow_id": "q", "stage": "s", "siblings": 3, "sibling_index": sibling}
+        body = {"text": "SELECT", "hexgen": tag}
+        incoming = read_request(GENERATE, msgspec.json.encode(body), {})
+        assert incoming.tag is not None
+        assert incoming.tag.sibling_index == sibling
+        assert estimates.expected_output_tokens("t", "s", incoming) == expected

@@ -77,6 +77,19 @@ def test_stage_lengths_by_worker_fall_back_to_all_workers() -> None:
     assert stages.request_s("sql", "draft", "slow") == pytest.approx(2.5)
 
 
+def test_siblings_that_differ_by_design_have_lengths_of_their_own() -> None:
+    stages = StageEstimates()
+    for _ in range(3):
+        stages.note_request("w", "sql", "draft", 800, 9.0, sibling=0)
+        stages.note_request("w", "sql", "draft", 500, 5.0, sibling=1)
+    assert stages.sibling_tokens("sql", "draft", 0) is None, "three say too little"
+    stages.note_request("w", "sql", "draft", 800, 9.0, sibling=0)
+    assert stages.sibling_tokens("sql", "draft", 0) == pytest.approx(800)
+    assert stages.sibling_tokens("sql", "draft", 1) is None
+    assert stages.sibling_tokens("sql", "draft", 2) is None
+    assert stages.output_tokens("sql", "draft") == pytest.approx(4_700 / 7)
+
+
 def test_what_remains_is_later_service_and_tool_time_without_queueing() -> None:
     stages = StageEstimates()
     # link 0-2 (2 s of service), database until 3, draft 3-9 of which 4 s service, check 9-10
