@@ -12,7 +12,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from hexgen_sglang.coordinator.estimates import UNKNOWN_OUTPUT_TOKENS, Estimates
+from hexgen_sglang.coordinator.estimates import (
+    UNKNOWN_OUTPUT_TOKENS,
+    Estimates,
+    tokens_of_blocks,
+)
 from hexgen_sglang.coordinator.live_request import Attempt, QueuedRequest, QueueLane
 from hexgen_sglang.coordinator.queue import CentralQueue
 from hexgen_sglang.coordinator.worker import RoomRules, Worker
@@ -249,11 +253,12 @@ class _Crew:
         if request.failed_on:
             able = [w for w in able if w.worker_id not in request.failed_on] or able
         view = request.view
-        num_tokens = view.num_prompt_tokens + (view.expected_output_tokens or 0)
+        most = view.num_prompt_tokens + (view.expected_output_tokens or 0)
         found = []
         for worker in able:
-            has_room = worker.worker_id in self._open and worker.has_kv_room(
-                num_tokens, self.now_s, self._rules
+            has_room = worker.worker_id in self._open and (
+                worker.has_kv_room(most, self.now_s, self._rules)
+                or worker.has_kv_room(num_new_tokens(request, worker), self.now_s, self._rules)
             )
             if has_room or with_full:
                 cached = self.num_cached_tokens(request, worker)
@@ -280,6 +285,15 @@ class _Crew:
             view = worker.view(self.now_s, rates, self._rules, costs)
             self._views[worker.worker_id] = view
         return view
+
+
+def num_new_tokens(request: QueuedRequest, worker: Worker) -> int:
+    """KV memory that the request would take at the worker, beside what is held there already."""
+    view, shape = request.view, request.incoming.shape
+    shared = worker.num_shared_blocks(shape.blocks)
+    prompt_tokens = view.num_prompt_tokens
+    own = prompt_tokens - tokens_of_blocks(shape, shared, prompt_tokens)
+    return own + (view.expected_output_tokens or 0)
 
 
 def in_flight_of(

@@ -151,11 +151,7 @@ class Estimates:
     def num_cached_tokens(self, worker_id: str, shape: PromptShape, num_prompt_tokens: int) -> int:
         """Prompt tokens believed to be in the worker's prefix cache."""
         matched = self.prefixes.num_matched(worker_id, shape.blocks)
-        if not matched:
-            return 0
-        units = shape.num_token_ids or shape.num_chars
-        block = BLOCK_TOKENS if shape.num_token_ids else BLOCK_CHARS
-        return min(num_prompt_tokens, num_prompt_tokens * matched * block // units)
+        return tokens_of_blocks(shape, matched, num_prompt_tokens)
 
     def note_sent(self, attempt: Attempt) -> None:
         """An attempt went out: its prefix will be at that worker, and a report may come."""
@@ -286,6 +282,15 @@ class Estimates:
             num_decoded = usage.output_tokens
         decode_s = now_s - attempt.dispatched_s - prefill_s
         self.rates.note_decode(worker_id, num_decoded, decode_s, attempt.batch)
+
+
+def tokens_of_blocks(shape: PromptShape, num_blocks: int, num_prompt_tokens: int) -> int:
+    """Tokens of a prompt's first so many blocks, of text as estimated."""
+    if not num_blocks:
+        return 0
+    units = shape.num_token_ids or shape.num_chars
+    block = BLOCK_TOKENS if shape.num_token_ids else BLOCK_CHARS
+    return min(num_prompt_tokens, num_prompt_tokens * num_blocks * block // units)
 
 
 def _output_tokens(incoming: IncomingRequest, usage: Usage) -> int:

@@ -6,6 +6,9 @@ Counting only; who registers workers and probes them is in `workers` and `health
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -100,6 +103,7 @@ class Worker:
         )
     )
     num_in_flight_tokens: int = 0
+    _blocks: Counter[int] = field(default_factory=Counter)  # of the prompts in flight
     _expected_output_tokens: int = 0
     _sum_dispatched_s: float = 0.0
     _busy_since_s: float = 0.0
@@ -131,6 +135,7 @@ class Worker:
         self.num_in_flight_tokens += attempt.num_prompt_tokens + attempt.expected_output_tokens
         self._expected_output_tokens += attempt.expected_output_tokens
         self._sum_dispatched_s += attempt.dispatched_s
+        self._blocks.update(attempt.request.incoming.shape.blocks)
         self.sent_since_load_tokens += attempt.num_uncached_tokens
 
     def release(self, attempt: Attempt, now_s: float) -> float:
@@ -143,6 +148,10 @@ class Worker:
         self.num_in_flight_tokens -= attempt.num_prompt_tokens + attempt.expected_output_tokens
         self._expected_output_tokens -= attempt.expected_output_tokens
         self._sum_dispatched_s -= attempt.dispatched_s
+        for block in attempt.request.incoming.shape.blocks:
+            self._blocks[block] -= 1
+            if not self._blocks[block]:
+                del self._blocks[block]
         busy_s = now_s - self._busy_since_s
         self._busy_since_s = now_s
         return busy_s
@@ -179,6 +188,12 @@ class Worker:
         if load is None or self.load_at_s <= instant_s:
             return False
         return not load.num_running and not load.num_waiting
+
+    def num_shared_blocks(self, blocks: Sequence[int]) -> int:
+        """Leading blocks of a prompt that prompts in flight have as well: memory is theirs."""
+        held = self._blocks
+        # A block's hash depends on those before it, so that none is missing in between.
+        return bisect_left(blocks, True, key=lambda block: block not in held)
 
     def has_kv_room(self, num_tokens: int, now_s: float, rules: RoomRules) -> bool:
         """`num_tokens` more fit into the KV cache; always true for an idle worker.

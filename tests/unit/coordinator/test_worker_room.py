@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from hexgen_sglang.coordinator.dispatcher import num_new_tokens
 from hexgen_sglang.coordinator.live_request import Attempt, LiveRequest
 from hexgen_sglang.coordinator.worker import RoomRules, Worker
 from hexgen_sglang.policies.estimators import Rates
@@ -139,3 +140,25 @@ def test_early_binding_finds_room_everywhere(
     fill(worker, 50)
     assert worker.is_open(0.0, rules)
     assert worker.has_kv_room(10_000, 0.0, rules)
+
+
+def test_a_prefix_of_prompts_in_flight_takes_memory_once(
+    make_worker: Callable[..., Worker],
+    make_request: Callable[..., LiveRequest],
+    make_attempt: Callable[..., Attempt],
+) -> None:
+    worker = make_worker("a")
+    template = "t" * 6_400
+    fields = {"num_prompt_tokens": 1_984, "expected_output_tokens": 50}
+    first = make_request("first", text=template + "1" * 1_536, **fields)
+    second = make_request("second", text=template + "2" * 1_536, **fields)
+    assert num_new_tokens(second, worker) == 2_034
+    attempts = [make_attempt(worker, first, rid) for rid in ("x", "y")]
+    for attempt in attempts:
+        worker.start(attempt)
+    assert num_new_tokens(first, worker) == 50
+    assert num_new_tokens(second, worker) == 434
+    worker.release(attempts[0], 1.0)
+    assert num_new_tokens(second, worker) == 434, "the other one holds it"
+    worker.release(attempts[1], 1.0)
+    assert num_new_tokens(second, worker) == 2_034
