@@ -25,7 +25,7 @@ class HexgenLite(MarginalCost):
     """The rule above.
 
     Args:
-        prefix_trust, imposed_weight, sibling_cost_frac, early_sibling_weight, slack_offset,
+        prefix_trust, imposed_weight, sibling_cost_frac, early_sibling_weight, least_urgency,
         caution, default_output_tokens: as of `marginal_cost`, with its ranges.
 
     Raises:
@@ -38,8 +38,8 @@ class HexgenLite(MarginalCost):
         imposed_weight: float = 1.0,
         sibling_cost_frac: float = 0.05,
         early_sibling_weight: float = 0.6,
-        slack_offset: float = 0.1,
-        caution: float = 2.0,
+        least_urgency: float = 0.02,
+        caution: float = 1.0,
         default_output_tokens: float = 128.0,
     ) -> None:
         super().__init__(
@@ -47,7 +47,7 @@ class HexgenLite(MarginalCost):
             imposed_weight,
             sibling_cost_frac,
             early_sibling_weight,
-            slack_offset,
+            least_urgency,
             caution,
             default_output_tokens,
             may_wait=0.0,

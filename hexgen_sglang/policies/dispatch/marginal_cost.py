@@ -4,16 +4,19 @@ Rule: for each worker, urgency x (predicted seconds until the request would end 
 delay it imposes on the requests already there, each weighted by its own urgency; the least goes
 first. When that worker has no room, the request waits for it (or for whatever is best at the
 next event).
-  end = wait for prefills ahead + wait for KV memory + own prefill + own decode.
+  end = wait for prefills ahead + wait for KV memory + own prefill + own decode. What a request
+    takes of the memory is what it did not find cached there, and its output.
   own prefill: a step over the tokens not believed cached there; what is on its way counts.
   own decode: a step of the batch it joins, times the stall that prefills of others cause there.
   join: a sibling's end counts only where it is later than that of its stage's other siblings,
     beside `sibling_cost_frac` of it.
   imposed: its prefill stalls every request that decodes there and delays those behind it, and
     its presence lengthens each of their later steps, while both run.
-  urgency: 1 / (relative slack + `slack_offset`), relative slack = (deadline - now - `caution` x
-    remaining work) / budget, at least 0; times `early_sibling_weight` for a sibling of a stage
-    whose end another one decides. Best effort: as if its relative slack were 1.
+  urgency: 1 - relative slack, at least `least_urgency`: the share of its budget that the workflow
+    will have used by its end, relative slack = (deadline - now - `caution` x remaining work) /
+    budget. So a second costs as it does in the sum of the squares of these shares, the late
+    ones' the more the later they are. Times `early_sibling_weight` for a sibling of a stage
+    whose end another one decides. Best effort: a quarter.
 When to choose it: unequal workers and workflows with deadlines; `hexgen` in the bench.
 Reads (and how fresh): requests in flight (counted; first tokens as heard, of answers that are
 not streamed as predicted); step costs (measured
@@ -41,7 +44,7 @@ _MAX_STAGES = 16_384
 _MAX_WORKERS = 4_096
 # Slack and progress of what is in flight are looked at again after so long.
 _CROWD_AGE_S = 0.1
-_BEST_EFFORT_SLACK = 1.0
+_BEST_EFFORT_URGENCY = 0.25
 # Of a worker of which nothing is known: prefill 2,000 tokens/s, 30 ms a step.
 _UNKNOWN = StepCosts(0.05, 1 / 2_000, 0.0, 0.03, 0.0007, 2e-7)
 # A decode step grows by about so much of itself with each request and its context.
@@ -57,7 +60,7 @@ class MarginalCost:
         imposed_weight: weight of the delay imposed on others, at least 0.
         sibling_cost_frac: weight of a sibling's own end when it decides nothing, 0 to 1.
         early_sibling_weight: urgency of such a sibling, as a share, 0 to 1.
-        slack_offset: added to the relative slack; above 0.
+        least_urgency: of any workflow, one that stands back included; above 0.
         caution: how often the remaining work is taken off the slack, at least 0.
         default_output_tokens: output length while none is known; at least 1.
         may_wait: 1: wait for a better worker; 0: only workers with room count.
@@ -82,8 +85,8 @@ class MarginalCost:
         imposed_weight: float = 1.0,
         sibling_cost_frac: float = 0.05,
         early_sibling_weight: float = 0.6,
-        slack_offset: float = 0.1,
-        caution: float = 2.0,
+        least_urgency: float = 0.02,
+        caution: float = 1.0,
         default_output_tokens: float = 128.0,
         may_wait: float = 1.0,
     ) -> None:
@@ -91,7 +94,7 @@ class MarginalCost:
         self.imposed_weight = at_least("imposed_weight", imposed_weight, 0.0)
         self.sibling_cost_frac = within("sibling_cost_frac", sibling_cost_frac, 0.0, 1.0)
         self.early_sibling_weight = within("early_sibling_weight", early_sibling_weight, 0.0, 1.0)
-        self.slack_offset = positive("slack_offset", slack_offset)
+        self.least_urgency = positive("least_urgency", least_urgency)
         self.caution = at_least("caution", caution, 0.0)
         self.default_output = at_least("default_output_tokens", default_output_tokens, 1.0)
         self.sees_full_workers = within("may_wait", may_wait, 0.0, 1.0) >= 0.5
@@ -155,7 +158,7 @@ class MarginalCost:
         own_s = costs.prefill_s(prompt - cached, cached)
         longer_s = costs.decode_request_s + costs.decode_context_s * prompt
         step_s = (crowd.step_s + longer_s) * candidate.worker.decode_stall
-        wait_s = crowd.ahead_s + crowd.memory_wait_s(candidate.worker, prompt + output)
+        wait_s = crowd.ahead_s + crowd.memory_wait_s(candidate.worker, prompt - cached + output)
         imposed = own_s * crowd.weight + longer_s * crowd.weighted_overlap(output)
         decode_s = (output - 1) * step_s
         return wait_s + own_s + decode_s, wait_s, own_s, decode_s, imposed
@@ -183,9 +186,9 @@ class MarginalCost:
     ) -> float:
         """Weight of a second of this request."""
         if deadline_s is None or not budget_s or budget_s <= 0:
-            return 1.0 / (_BEST_EFFORT_SLACK + self.slack_offset)
+            return _BEST_EFFORT_URGENCY
         slack = (deadline_s - now_s - self.caution * remaining_s) / budget_s
-        return 1.0 / (max(0.0, slack) + self.slack_offset)
+        return max(self.least_urgency, 1.0 - slack)
 
 
 def step_costs(worker: WorkerView) -> StepCosts:
@@ -250,7 +253,7 @@ class _Crowd:
                     self.ahead_s += prefill_s
             if first_s is not None:
                 left = max(1.0, left - (now_s - first_s) / stalled_s)
-            rows.append((left, weight, x.num_prompt_tokens + x.expected_output_tokens))
+            rows.append((left, weight, x.num_uncached_tokens + x.expected_output_tokens))
         rows.sort()
         # By tokens left, fewest first: running sums of what has left, and of what is longer.
         self._left = [left for left, _, _ in rows]

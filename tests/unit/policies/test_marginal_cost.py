@@ -105,9 +105,36 @@ def test_a_sibling_that_decides_nothing_leaves_the_fast_worker_to_others() -> No
 
 def test_memory_that_must_be_freed_first_counts_as_waiting() -> None:
     busy = [in_flight(str(number), expected_output_tokens=900) for number in range(4)]
-    cramped = Candidate(worker("a", *busy, kv_capacity_tokens=12_000))
+    cramped = Candidate(worker("a", *busy, kv_capacity_tokens=9_000))
     roomy = Candidate(worker("b", *busy, kv_capacity_tokens=120_000))
     assert pick(request(), cramped, roomy) == "b"
+
+
+def test_what_was_cached_there_already_takes_no_more_memory() -> None:
+    """Four prompts of 2,000 tokens with 1,500 of them in common fit where 9,600 would not."""
+    shared = [in_flight(str(number), expected_output_tokens=400) for number in range(4)]
+    alone = [replace(x, num_uncached_tokens=2_000) for x in shared]
+    for busy, choice in ((shared, "a"), (alone, "b")):
+        cramped = Candidate(worker("a", *busy, kv_capacity_tokens=9_000))
+        roomy = Candidate(worker("b", *busy, kv_capacity_tokens=120_000))
+        assert pick(request(), cramped, roomy) == choice
+
+
+def test_a_workflow_that_will_be_later_pays_more_to_spare_itself_a_second() -> None:
+    """Both would be late; only how late differs, and so whose delay is the cheaper one."""
+    little = in_flight("little", deadline_s=98.0)
+    much = in_flight("much", deadline_s=40.0)
+    candidates = Candidate(worker("a", much)), Candidate(worker("b", little))
+    assert pick(request(), *candidates) == "b"
+    assert pick(request(deadline_s=None), *candidates) == "b"
+
+
+def test_a_workflow_whose_deadline_was_put_off_still_counts_a_little() -> None:
+    policy = DISPATCH.create("marginal_cost")
+    put_off = [in_flight(str(n), deadline_s=900.0, budget_s=50.0) for n in range(3)]
+    slower = replace(FAST, decode_base_s=0.0201)
+    busy = Candidate(worker("a", *put_off))
+    assert policy.pick(request(), [busy, Candidate(worker("b", costs=slower))]) == "b"
 
 
 def test_a_worker_of_which_nothing_is_known_is_priced_by_its_rates() -> None:
@@ -127,7 +154,7 @@ def test_what_is_kept_of_a_worker_is_dropped_when_something_there_changes() -> N
     assert policy.pick(request(), [Candidate(worker("a", *waiting, version=2)), other]) == "b"
 
 
-@pytest.mark.parametrize("setting", ["slack_offset", "prefix_trust", "caution"])
+@pytest.mark.parametrize("setting", ["least_urgency", "prefix_trust", "caution"])
 def test_settings_out_of_range_are_refused_by_name(setting: str) -> None:
     with pytest.raises(Exception, match=setting):
         DISPATCH.create("marginal_cost", **{setting: -1.0})
