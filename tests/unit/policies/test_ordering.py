@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hexgen_sglang.core.errors import ConfigError
@@ -47,6 +49,25 @@ def test_what_remains_of_the_workflow_counts_not_the_deadline_alone():
         request("deadline later, much to do", 0.0, deadline_s=30.0, remaining_s=25.0),
     ]
     assert order("least_slack", queue)[0] == "deadline later, much to do"
+
+
+def test_the_longest_prompt_goes_first_among_siblings_but_not_before_other_workflows():
+    def sibling(name, prompt_tokens, later_s=0.0):
+        view = request(name, 1.0 + later_s, deadline_s=20.0 + later_s, remaining_s=5.0)
+        return replace(view, num_prompt_tokens=prompt_tokens)
+
+    queue = [
+        sibling("short", 5_000),
+        sibling("long, 3 ms later", 9_000, later_s=0.003),
+        sibling("longer, of a later workflow", 99_000, later_s=2.0),
+        request("tighter and tiny", 1.0, deadline_s=10.0),
+    ]
+    assert order("least_slack", queue) == [
+        "tighter and tiny",
+        "long, 3 ms later",
+        "short",
+        "longer, of a later workflow",
+    ]
 
 
 def test_best_effort_requests_keep_their_order_of_arrival():
