@@ -1,9 +1,11 @@
 """The policy against all others, in many cells: on emulated workers, and wider in the simulator.
 
-A cell is (cluster, trace, arrivals, load). Each (cluster, trace, arrivals) is one run of
-`hexgen-sglang bench`, whose JSON goes to FOLDER/CLUSTER-TRACE-ARRIVALS.json; what is there already
-and valid is not run again. `paper` is tuned for each cell: every alpha of `ALPHAS` runs in the
-simulator, and of the emulated layer only the best one of the simulator's. Then FOLDER/summary.json:
+A cell is (cluster, trace, arrivals, load). In the simulator each is one run of `hexgen-sglang
+bench`, whose JSON goes to FOLDER/CLUSTER-TRACE-ARRIVALS-LOAD.json; on emulated workers, which take
+minutes to start, all loads of (cluster, trace, arrivals) are one run and one file. What is there
+already and valid is not run again. `paper` is tuned for each cell: every alpha of `ALPHAS` runs in
+the simulator, and of the emulated layer only the best one of the simulator's. Then
+FOLDER/summary.json:
 
     .venv/bin/python launch/bench/policy_layers.py confirmed --traces ../shared/traces
     .venv/bin/python launch/bench/policy_layers.py widened --traces ../shared/traces --jobs 2
@@ -36,7 +38,7 @@ from hexgen_sglang.workload.latency import unloaded_s
 CLUSTERS = Path("launch/configs/clusters")
 RESULTS = Path("launch/bench/results/policy")
 OURS, LITE, PAPER = "hexgen", "hexgen-lite", "paper"
-ALPHAS = (0.2, 0.4, 0.6, 0.8)
+ALPHAS = (0.1, 0.2, 0.3, 0.4)
 # Seeds of the tuning, none of which is a seed of the comparison.
 TUNING_SEED, TUNING_SEEDS = 1_000, 2
 LEVEL = 0.95
@@ -168,11 +170,13 @@ def best_alphas(run: Run, layer: Layer, args: argparse.Namespace) -> list[str]:
 def run_layer(layer: Layer, folder: Path, args: argparse.Namespace) -> None:
     """Everything of the layer that has no valid result in the folder yet."""
     is_simulated = layer.engine == "sim"
-    for cluster, trace, arrivals in itertools.product(
-        layer.clusters, traces(args.traces), layer.arrivals
+    together = [(load,) for load in layer.loads] if is_simulated else [layer.loads]
+    for cluster, trace, arrivals, loads in itertools.product(
+        layer.clusters, traces(args.traces), layer.arrivals, together
     ):
         run = Run(cluster, trace, arrivals)
-        path = folder / f"{run.name}.json"
+        name = f"{run.name}-{loads[0].removesuffix('%')}" if is_simulated else run.name
+        path = folder / f"{name}.json"
         if path.is_file() and json.loads(path.read_text("utf-8"))["valid"]:
             continue
         if is_simulated:
@@ -181,13 +185,15 @@ def run_layer(layer: Layer, folder: Path, args: argparse.Namespace) -> None:
         else:
             tuned = best_alphas(run, layer, args)
             flags = {"time_scale": args.time_scale, "folder": args.work / run.name, "resume": True}
-        bench(run, layer, systems=",".join((*layer.systems, *tuned)), json=path, **flags)
+        systems = ",".join((*layer.systems, *tuned))
+        bench(run, replace(layer, loads=loads), systems=systems, json=path, **flags)
 
 
 def layer_of(args: argparse.Namespace) -> Layer:
     """The named layer, with what the command line says instead."""
     stated = {name: getattr(args, name) for name in ("workflows", "seeds")}
-    stated |= {name: tuple(getattr(args, name) or ()) for name in ("clusters", "arrivals", "loads")}
+    several = ("clusters", "arrivals", "loads", "systems")
+    stated |= {name: tuple(getattr(args, name) or ()) for name in several}
     return replace(LAYERS[args.layer], **{name: value for name, value in stated.items() if value})
 
 
@@ -213,9 +219,9 @@ def summary(folder: Path) -> dict[str, Any]:
         ConfigError: there are none.
     """
     files = sorted(path for path in folder.glob("*.json") if path.name != "summary.json")
-    results = [json.loads(path.read_text("utf-8")) for path in files]
-    if not results:
+    if not files:
         raise ConfigError(f"{folder}: no results there")
+    results = merged([json.loads(path.read_text("utf-8")) for path in files])
     cells = [row for result in results for row in cell_rows(result)]
     goodput = [row for result in results for row in goodput_rows(result)]
     ratios = {
@@ -244,6 +250,17 @@ def summary(folder: Path) -> dict[str, Any]:
         "cells": cells,
         "goodput": goodput,
     }
+
+
+def merged(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One result for each (cluster, trace, arrivals), with the loads of all, the lowest first."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for result in results:
+        key = (result["cluster"], result["trace"], result["settings"]["arrivals"])
+        other = found.setdefault(key, {**result, "loads": []})
+        other["valid"] = other["valid"] and result["valid"]
+        other["loads"] = sorted([*other["loads"], *result["loads"]], key=lambda load: load["rate"])
+    return list(found.values())
 
 
 def cell_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -354,7 +371,7 @@ def main() -> int:
     parser.add_argument("--traces", nargs="+", required=True, help="files, folders, synthetic[:N]")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="of the results")
     parser.add_argument("--work", type=Path, default=Path("runs/policy"), help="logs and records")
-    for name in ("clusters", "arrivals", "loads"):
+    for name in ("clusters", "arrivals", "loads", "systems"):
         parser.add_argument(f"--{name}", nargs="*", help="instead of the layer's")
     parser.add_argument("--workflows", type=int, help="of a run, instead of the layer's")
     parser.add_argument("--seeds", type=int, help="instead of the layer's")

@@ -31,15 +31,18 @@ def test_a_small_layer_runs_is_summed_up_and_not_run_again(
     layers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ["policy_layers", "widened", "--traces", "synthetic:20:1", "--folder", str(tmp_path)]
-    given += ["--clusters", "hetero-2", "--arrivals", "gamma:3", "--loads", "90%"]
+    given += ["--clusters", "hetero-2", "--arrivals", "gamma:3", "--loads", "90%", "60%"]
+    given += ["--systems", "fcfs+round_robin", "coordinator:least_load+lpm", "hexgen"]
     monkeypatch.setattr(sys, "argv", [*given, "--workflows", "8", "--seeds", "1", "--jobs", "1"])
     assert layers.main() == 0
-    [cell_file] = [p for p in (tmp_path / "widened").iterdir() if p.name != "summary.json"]
-    assert cell_file.name == "hetero-2-synthetic201-gamma3.json"
-    result = json.loads(cell_file.read_text("utf-8"))
-    assert result["valid"]
+    names = {load: f"hetero-2-synthetic201-gamma3-{load}.json" for load in (60, 90)}
+    files = [tmp_path / "widened" / names[load] for load in (60, 90)]
+    results = [json.loads(path.read_text("utf-8")) for path in files]
+    assert all(result["valid"] for result in results)
     found = json.loads((tmp_path / "widened" / "summary.json").read_text("utf-8"))
-    for row, load in zip(found["cells"], result["loads"], strict=True):
+    assert [row["load"] for row in found["cells"]] == ["60%", "90%"]
+    assert len(found["goodput"]) == len(layers.GOODPUT_SCALES)
+    for row, load in zip(found["cells"], [one["loads"][0] for one in results], strict=True):
         systems = load["systems"]
         papers = [row["p95_s"] for name, row in systems.items() if ":paper[" in name]
         assert len(papers) == len(layers.ALPHAS)
@@ -47,9 +50,9 @@ def test_a_small_layer_runs_is_summed_up_and_not_run_again(
         assert "hexgen" not in row["best_baseline"]
         assert row["mean_vs_lower_bound"] > 1.0
         assert found["p95_vs_paper"][row["load"]] == pytest.approx(row["p95_vs_paper"])
-    made_ns = cell_file.stat().st_mtime_ns
+    made_ns = [path.stat().st_mtime_ns for path in files]
     assert layers.main() == 0
-    assert cell_file.stat().st_mtime_ns == made_ns
+    assert [path.stat().st_mtime_ns for path in files] == made_ns
 
 
 def test_means_of_ratios_are_geometric_and_leave_out_what_is_unknown(layers: Any) -> None:
