@@ -16,7 +16,6 @@ from hexgen_sglang.policies.estimators.chain import Remaining, StageChains, Step
 from hexgen_sglang.policies.estimators.errors import EstimateErrors
 from hexgen_sglang.policies.estimators.quantiles import Quantiles
 
-
 # Requests with one sibling index before their own mean is told.
 _MIN_SIBLINGS = 4
 
