@@ -72,14 +72,15 @@ def command(
     if print_config:
         print(as_toml(settings), end="")
         return
-    from hexgen_sglang.coordinator.server import run
+    from hexgen_sglang.coordinator.server import Extension, run, together
+    from hexgen_sglang.dashboard_page.routes import dashboard_page
 
+    pages: list[Extension] = [dashboard_page]
     if settings.coordinator.ask.is_on:
         from hexgen_sglang.ask_page.routes import ask_page
 
-        run(settings, ask_page)
-    else:
-        run(settings)
+        pages.append(ask_page)
+    run(settings, together(*pages))
 
 
 def _databases(given: list[str]) -> dict[str, dict[str, str]]:

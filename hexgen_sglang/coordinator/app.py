@@ -132,15 +132,7 @@ async def _models(coordinator: Coordinator, request: Request) -> Response:
 
 
 async def _health(coordinator: Coordinator, request: Request) -> Response:
-    parts = coordinator.parts
-    status, body = reports.health(
-        list(parts.directory.workers.values()),
-        num_queued=len(parts.queue),
-        keys_are_stale=coordinator.keys_are_stale,
-        is_draining=coordinator.exchanges.is_draining,
-        has_link=coordinator.has_link,
-        tuner_is_down=coordinator.tuning.is_down,
-    )
+    status, body = coordinator.health()
     return _json(body, status)
 
 

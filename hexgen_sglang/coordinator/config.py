@@ -166,6 +166,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
         log_level: of the coordinator's own log lines.
         tuning: search of better dispatch settings on recent traffic.
         ask: the page `/ask`, for questions over databases.
+        dashboard: there is a page `/dashboard`.
     """
 
     host: Annotated[str, Meta(min_length=1, max_length=255)] = "127.0.0.1"
@@ -225,6 +226,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
     log_level: str = "info"
     tuning: TuningConfig = TuningConfig()
     ask: AskConfig = AskConfig()
+    dashboard: bool = True
 
     def __post_init__(self) -> None:
         levels = ("debug", "info", "warning", "error")

@@ -241,6 +241,7 @@ class Exchanges:
             record.output_tokens = answer.usage.output_tokens
             if answer.usage.cached_tokens is not None:
                 record.cached_tokens = answer.usage.cached_tokens
+                attempt.worker.take_usage(record.prompt_tokens, record.cached_tokens)
         self._end(request, Outcome.COMPLETED if is_good else Outcome.REJECTED)
 
     def _take_failure(

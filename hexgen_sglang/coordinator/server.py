@@ -41,6 +41,18 @@ async def nothing_more(coordinator: Coordinator) -> AsyncIterator[Sequence[BaseR
     yield ()
 
 
+def together(*extensions: Extension) -> Extension:
+    """The routes of several extensions."""
+
+    @contextlib.asynccontextmanager
+    async def opened(coordinator: Coordinator) -> AsyncIterator[Sequence[BaseRoute]]:
+        async with contextlib.AsyncExitStack() as stack:
+            routes = [await stack.enter_async_context(one(coordinator)) for one in extensions]
+            yield [route for some in routes for route in some]
+
+    return opened
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn around a coordinator's routes, on the configured address.
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+from hexgen_sglang.coordinator import reports
 from hexgen_sglang.coordinator.access import Access
 from hexgen_sglang.coordinator.admission import Parts
 from hexgen_sglang.coordinator.api_keys import KeyRing
@@ -67,6 +69,7 @@ class Coordinator:
         tuning: the search of better settings beside it.
         access: who may call.
         demotion: who stands back.
+        listeners: told of each workflow that ends.
 
     Raises:
         ConfigError: the API keys or the accelerator profiles cannot be read.
@@ -78,6 +81,7 @@ class Coordinator:
         self.config = config
         ring = None if config.api_keys is None else KeyRing(Path(config.api_keys))
         self.access = Access(ring)
+        self.listeners: list[Callable[[Workflow], None]] = []
         metrics = Metrics()
         estimates = Estimates(
             config.trust_output_limits, uses_chain=config.remaining_work == "chain"
@@ -238,6 +242,17 @@ class Coordinator:
         await self._tell_workers(workflow, Cancel(workflow.workflow_id, None))
         return len(self.exchanges.cancel_workflow(workflow.workflow_id))
 
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """Status and body of `GET /health`."""
+        return reports.health(
+            list(self.parts.directory.workers.values()),
+            num_queued=len(self.parts.queue),
+            keys_are_stale=self.keys_are_stale,
+            is_draining=self.exchanges.is_draining,
+            has_link=self.has_link,
+            tuner_is_down=self.tuning.is_down,
+        )
+
     def exposition(self) -> bytes:
         """Metrics in Prometheus' text format."""
         parts = self.parts
@@ -308,6 +323,8 @@ class Coordinator:
         self.parts.keeper.over(workflow)
         self.parts.gate.ended(workflow)
         self.tuning.ended(workflow)
+        for listener in self.listeners:
+            listener(workflow)
 
     async def _watch_keys(self) -> None:
         """Notice a changed key file."""

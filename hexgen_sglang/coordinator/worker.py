@@ -66,6 +66,7 @@ class Worker:
         in_flight, seen: attempts by rid, and the same as policies see them.
         version: counts changes of these two.
         breaker: keeps requests from it while it fails them.
+        num_prompt_tokens, num_cached_tokens: of its answers so far that told both.
         last_error: why it is unreachable, for people.
     """
 
@@ -103,6 +104,8 @@ class Worker:
         )
     )
     num_in_flight_tokens: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
     _blocks: Counter[int] = field(default_factory=Counter)  # of the prompts in flight
     _expected_output_tokens: int = 0
     _sum_dispatched_s: float = 0.0
@@ -155,6 +158,11 @@ class Worker:
         busy_s = now_s - self._busy_since_s
         self._busy_since_s = now_s
         return busy_s
+
+    def take_usage(self, num_prompt_tokens: int, num_cached_tokens: int) -> None:
+        """An answer told how much of its prompt was in the prefix cache."""
+        self.num_prompt_tokens += num_prompt_tokens
+        self.num_cached_tokens += num_cached_tokens
 
     def take_load(self, load: Load | None, now_s: float) -> None:
         """A report came (or, with None, what was reported counts no longer)."""

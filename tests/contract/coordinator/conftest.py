@@ -7,8 +7,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -349,3 +351,43 @@ async def make_front() -> AsyncIterator[Callable[..., Awaitable[Front]]]:
             return front
 
         yield make
+
+
+@pytest.fixture
+def browse() -> Callable[..., contextlib.AbstractAsyncContextManager[Any]]:
+    """Opens a page in Chromium; it may complain of nothing and ask nobody else for anything.
+
+    Needs Debian's package chromium and the Python package playwright, whose own browser is not
+    used.
+    """
+    playwright = pytest.importorskip("playwright.async_api", reason="no playwright installed here")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no Chromium here (Debian's package chromium)")
+
+    @contextlib.asynccontextmanager
+    async def opened(url: str, **options: Any) -> AsyncIterator[Any]:
+        async with playwright.async_playwright() as started:
+            browser = await started.chromium.launch(
+                executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+            )
+            size = {"width": 1100, "height": 900}
+            page = await browser.new_page(**{"viewport": size, **options})
+            page.set_default_timeout(30_000)
+            complaints: list[str] = []
+            asked: list[str] = []
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda request: asked.append(request.url))
+            page.on(
+                "console",
+                lambda line: complaints.append(line.text) if line.type == "error" else None,
+            )
+            await page.goto(url)
+            yield page
+            await browser.close()
+        ours = f"{urlsplit(url).scheme}://{urlsplit(url).netloc}/"
+        foreign = [one for one in asked if not one.startswith((ours, "data:"))]
+        refused = [line for line in complaints if "Failed to load resource" not in line]
+        assert (foreign, refused) == ([], [])
+
+    return opened

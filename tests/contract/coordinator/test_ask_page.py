@@ -13,9 +13,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from hexgen_sglang.ask_page.routes import CONTENT_SECURITY_POLICY, ask_page
+from hexgen_sglang.ask_page.routes import ask_page
 from hexgen_sglang.coordinator.api_keys import Role, append_key, make_key
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.pages.serving import CONTENT_SECURITY_POLICY
 from hexgen_sglang.text2sql.sample import make_sample_database
 
 MakeWorker = Callable[..., Awaitable[Any]]

@@ -5,9 +5,8 @@ Needs Debian's package chromium and the Python package playwright, whose own bro
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,9 @@ from hexgen_sglang.text2sql.sample import make_sample_database
 MakeWorker = Callable[..., Awaitable[Any]]
 MakeFront = Callable[..., Awaitable[Any]]
 WaitUntil = Callable[[Callable[[], bool]], Awaitable[None]]
-playwright = pytest.importorskip("playwright.async_api", reason="no playwright installed here")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium here (Debian's package chromium)"
-)
+Browse = Callable[..., AbstractAsyncContextManager[Any]]
 HOSTILE = "<img src=x onerror=document.title=1>"
 SQL = f" SELECT name AS \"{HOSTILE}\", '\u202e<b>' || docks AS docks FROM station ORDER BY 1"
-WAIT_MS = 30_000
 
 
 @pytest.fixture(scope="module")
@@ -45,43 +39,18 @@ def answer(body: dict[str, Any]) -> str:
     return SQL if stage_of(body) == "generate_candidate" else " station"
 
 
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Any]:
-    """The page, which may complain of nothing and ask nobody else for anything."""
-    async with playwright.async_playwright() as started:
-        browser = await started.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = await browser.new_page(viewport={"width": 1100, "height": 900})
-        page.set_default_timeout(WAIT_MS)
-        complaints: list[str] = []
-        asked: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.on(
-            "console",
-            lambda line: complaints.append(line.text) if line.type == "error" else None,
-        )
-        await page.goto(f"{url}/ask")
-        yield page
-        await browser.close()
-    foreign = [one for one in asked if not one.startswith((url, "data:"))]
-    refused = [line for line in complaints if "Failed to load resource" not in line]
-    assert (foreign, refused) == ([], [])
-
-
 async def focused(page: Any) -> str:
     return str(await page.evaluate("document.activeElement.id || document.activeElement.tagName"))
 
 
 async def test_a_question_is_asked_and_read_by_keyboard(
-    make_worker: MakeWorker, make_front: MakeFront, bikes: Path, tmp_path: Path
+    make_worker: MakeWorker, make_front: MakeFront, browse: Browse, bikes: Path, tmp_path: Path
 ) -> None:
     worker = await make_worker(says=answer)
     front = await make_front(
         worker, extension=ask_page, ask={"databases": {"bikes": {"db": str(bikes)}}}
     )
-    async with opened(front.url) as page:
+    async with browse(f"{front.url}/ask") as page:
         await page.wait_for_selector("#question:focus")
         assert await page.locator("#database option").all_inner_texts() == ["bikes (SQLite)"]
         await page.keyboard.type("Which stations are there?")
@@ -131,6 +100,7 @@ async def test_a_question_is_asked_and_read_by_keyboard(
 async def test_keys_stopping_deadlines_and_errors(
     make_worker: MakeWorker,
     make_front: MakeFront,
+    browse: Browse,
     wait_until: WaitUntil,
     bikes: Path,
     tmp_path: Path,
@@ -142,7 +112,7 @@ async def test_keys_stopping_deadlines_and_errors(
     worker.gate.clear()
     table = {"databases": {"bikes": {"db": str(bikes)}}}
     front = await make_front(worker, extension=ask_page, ask=table, api_keys=str(file))
-    async with opened(front.url) as page:
+    async with browse(f"{front.url}/ask") as page:
         await page.wait_for_selector("#key:focus")
         await page.keyboard.type("wrong")
         await page.keyboard.press("Enter")
