@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import aiohttp
 
+from hexgen_sglang.client.trace_context import trace_headers
 from hexgen_sglang.core.errors import (
     AdmissionRejected,
     ConfigError,
@@ -129,7 +130,8 @@ class CompletionsClient:
         body: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
-        status, retry_after, data = await self.exchange(method, url, body, headers or {})
+        sent = {**trace_headers(), **(headers or {})}
+        status, retry_after, data = await self.exchange(method, url, body, sent)
         if status != 200:
             text = data.decode("utf-8", "replace")[:_MAX_ERROR_CHARS]
             raise _refusal(f"{method} {url}: HTTP {status}: {text}", status, retry_after)

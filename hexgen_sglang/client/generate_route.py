@@ -13,6 +13,7 @@ from typing import Any
 
 import requests
 
+from hexgen_sglang.client.trace_context import trace_headers
 from hexgen_sglang.core.errors import AdmissionRejected, ProtocolError, WorkerUnavailableError
 from hexgen_sglang.protocol.tag import BODY_FIELD
 
@@ -100,7 +101,7 @@ class GenerateRoute:
             return requests.post(
                 self._url,
                 json=body,
-                headers=self._headers,
+                headers={**self._headers, **trace_headers()},
                 stream=stream,
                 timeout=(_CONNECT_TIMEOUT_S, self._timeout_s),
             )

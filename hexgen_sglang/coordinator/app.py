@@ -113,16 +113,20 @@ class _Generation:
         coordinator = self._coordinator
         delivery = Delivery(send)
         request = Request(scope, receive)
+        tracing = coordinator.tracing
+        trace = None if tracing is None else tracing.request(self._route, request.headers)
         try:
             caller = admitted(coordinator, request.headers, (Role.CLIENT,))
             raw = await read_body(request, coordinator)
             checked = incoming.read_request(self._route, raw, request.headers, caller)
-            await coordinator.exchanges.answer(checked, request.headers, delivery, receive)
+            await coordinator.exchanges.answer(checked, request.headers, delivery, receive, trace)
         except ClientDisconnect:
             return
         except HexgenError as error:
             refusal = as_api_error(error)
             coordinator.parts.metrics.refused.labels(str(refusal.status)).inc()
+            if trace is not None:
+                trace.refused(refusal)
             await delivery.fail(refusal)
 
 

@@ -133,6 +133,8 @@ class AttemptIO:
         sent = {name: headers[name] for name in _FORWARDED_HEADERS if name in headers}
         if incoming.caller.tenant is not None:
             sent.pop("authorization", None)  # our own key: no worker's business
+        if attempt.request.trace is not None:
+            sent |= attempt.request.trace.headers()
         sent["content-type"] = "application/json"
         if incoming.stream:
             self._expect_within(attempt, self._first_byte_timeout_s)

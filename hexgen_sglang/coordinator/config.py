@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 
 from hexgen_sglang.coordinator.ask_config import AskConfig
 from hexgen_sglang.coordinator.limits import TenantLimits
+from hexgen_sglang.coordinator.tracing_config import TracingConfig
 from hexgen_sglang.coordinator.tuning_config import TuningConfig
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.core.strict import convert
@@ -167,6 +168,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
         tuning: search of better dispatch settings on recent traffic.
         ask: the page `/ask`, for questions over databases.
         dashboard: there is a page `/dashboard`.
+        tracing: OpenTelemetry traces.
     """
 
     host: Annotated[str, Meta(min_length=1, max_length=255)] = "127.0.0.1"
@@ -227,6 +229,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
     tuning: TuningConfig = TuningConfig()
     ask: AskConfig = AskConfig()
     dashboard: bool = True
+    tracing: TracingConfig = TracingConfig()
 
     def __post_init__(self) -> None:
         levels = ("debug", "info", "warning", "error")

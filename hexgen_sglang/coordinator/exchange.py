@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import Receive
 
@@ -25,6 +25,9 @@ from hexgen_sglang.coordinator.live_request import Attempt, AttemptFailed, LiveR
 from hexgen_sglang.coordinator.retry_budget import RetryBudget
 from hexgen_sglang.coordinator.workflows import Outcome, RequestRecord
 from hexgen_sglang.core.errors import HexgenError
+
+if TYPE_CHECKING:
+    from hexgen_sglang.coordinator.tracing import RequestTrace
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ class Exchanges:
         headers: Mapping[str, str],
         delivery: Delivery,
         receive: Receive,
+        trace: RequestTrace | None = None,
     ) -> None:
         """Serve one request to its end; the client has got its answer, or is gone.
 
@@ -72,7 +76,7 @@ class Exchanges:
         """
         if self.is_draining:
             raise draining()
-        request = self._accept(incoming)
+        request = self._accept(incoming, trace)
         work = asyncio.create_task(self._serve(request, headers, delivery))
         gone = asyncio.create_task(disconnected(receive))
         awaited: set[asyncio.Future[Any]] = {work, gone, request.cancelled}
@@ -96,7 +100,7 @@ class Exchanges:
             await _cancelled(work)
             self._end(request, Outcome.DISCONNECTED)
 
-    def accept(self, incoming: IncomingRequest) -> LiveRequest:
+    def accept(self, incoming: IncomingRequest, trace: RequestTrace | None = None) -> LiveRequest:
         """Enter a request that is answered elsewhere; whoever calls this ends it.
 
         Raises:
@@ -104,7 +108,7 @@ class Exchanges:
         """
         if self.is_draining:
             raise draining()
-        return self._accept(incoming)
+        return self._accept(incoming, trace)
 
     def finish(self, request: LiveRequest, attempt: Attempt, answer: Answer) -> None:
         """The request has its answer: enter it everywhere, and end the request."""
@@ -114,7 +118,7 @@ class Exchanges:
         """The request is over without one; what is left of it at a worker is aborted."""
         self._end(request, outcome)
 
-    def _accept(self, incoming: IncomingRequest) -> LiveRequest:
+    def _accept(self, incoming: IncomingRequest, trace: RequestTrace | None) -> LiveRequest:
         """Take the tenant's share and admit the request.
 
         Raises:
@@ -137,6 +141,9 @@ class Exchanges:
         self._leases[request.record.request_id] = lease
         self.live[request.record.request_id] = request
         self._budget.request_came()
+        if trace is not None:
+            request.trace = trace
+            trace.accepted(request)
         return request
 
     def cancel_workflow(self, workflow_id: str) -> list[LiveRequest]:
@@ -225,6 +232,8 @@ class Exchanges:
         record.worker_id = attempt.worker.worker_id
         record.dispatched_s = attempt.dispatched_s
         parts.keeper.placed(request.workflow, record.worker_id, parts.clock())
+        if request.trace is not None:
+            request.trace.placed(request, attempt)
         return attempt
 
     def _note_answer(self, request: LiveRequest, attempt: Attempt, answer: Answer) -> None:
@@ -265,6 +274,8 @@ class Exchanges:
             "request %s at worker %s: %s", request.record.request_id, worker.worker_id, failure
         )
         parts.directory.on_attempt_failed(worker, failure, attempt.rid)
+        if request.trace is not None:
+            request.trace.failed(failure)
         self._leave_worker(request, is_gone=failure.reason in ("connect", "disconnect"))
         label = parts.metrics.worker_label(worker.worker_id)
         parts.metrics.retries.labels(label, failure.reason).inc()
@@ -361,6 +372,8 @@ class Exchanges:
         parts.keeper.ended(request.workflow, request.record.stage, parts.clock())
         self._leases.pop(request.record.request_id).settle(_used_tokens(request.record))
         parts.metrics.request_ended(request)
+        if request.trace is not None:
+            request.trace.ended(request.record, parts.clock())
         if not self.live:
             self._all_ended.set()
 

@@ -18,6 +18,7 @@ from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.core.worker import InFlight
 
 if TYPE_CHECKING:
+    from hexgen_sglang.coordinator.tracing import RequestTrace
     from hexgen_sglang.coordinator.worker import Worker
     from hexgen_sglang.coordinator.workflows import RequestRecord, Workflow
 
@@ -122,6 +123,7 @@ class QueuedRequest(ABC):
         stands_back: it goes behind all that can still meet its deadline (see `demotion`).
         attempt: the try that runs now, else None.
         decision: the last one about it, for people.
+        trace: its spans; None where nothing is traced.
     """
 
     incoming: IncomingRequest
@@ -137,6 +139,7 @@ class QueuedRequest(ABC):
     stands_back: bool = False
     attempt: Attempt | None = None
     decision: Decision | None = None
+    trace: RequestTrace | None = None
 
     @property
     @abstractmethod

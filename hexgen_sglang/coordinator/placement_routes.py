@@ -37,7 +37,7 @@ BODIES: dict[str, type[msgspec.Struct]] = {
 }
 _LINES = b"application/x-ndjson"
 _OK = [(b"content-type", _LINES)]
-Answering = Callable[[Coordinator, Caller, bytes, Delivery, Receive], Awaitable[None]]
+Answering = Callable[[Coordinator, Caller, bytes, Delivery, Request], Awaitable[None]]
 
 
 def routes(coordinator: Coordinator) -> list[Route]:
@@ -64,7 +64,7 @@ class _Endpoint:
         try:
             caller = admitted(coordinator, request.headers, (Role.CLIENT,))
             raw = await read_body(request, coordinator)
-            await self._answering(coordinator, caller, raw, delivery, receive)
+            await self._answering(coordinator, caller, raw, delivery, request)
         except ClientDisconnect:
             return
         except HexgenError as error:
@@ -74,18 +74,22 @@ class _Endpoint:
 
 
 async def _place(
-    coordinator: Coordinator, caller: Caller, raw: bytes, delivery: Delivery, receive: Receive
+    coordinator: Coordinator, caller: Caller, raw: bytes, delivery: Delivery, asked: Request
 ) -> None:
     """Accept each request, and tell of each as soon as it is placed."""
     wanted = _decoded(_PLACEMENTS, raw)
     call = _Call(coordinator, delivery)
     num_bytes = len(raw) // len(wanted.requests)
     refusals: list[ApiError] = []
+    tracing = coordinator.tracing
     for index, row in enumerate(wanted.requests):
+        trace = None if tracing is None else tracing.request(placements.ROUTE, asked.headers)
         try:
-            call.waiting[index] = coordinator.placements.accept(row, caller, num_bytes)
+            call.waiting[index] = coordinator.placements.accept(row, caller, num_bytes, trace)
         except HexgenError as error:
             refusals.append(as_api_error(error))
+            if trace is not None:
+                trace.refused(refusals[-1])
             call.lines.append(_error_line(index, refusals[-1]))
     if not call.waiting:
         raise refusals[0]
@@ -99,7 +103,7 @@ async def _place(
         if not call.waiting:
             await call.whole()
             return
-        await call.rest(receive)
+        await call.rest(asked.receive)
     finally:
         for request in call.waiting.values():
             coordinator.placements.abandon(request)
@@ -191,6 +195,8 @@ class _Call:
         }
         if coordinator.config.isolate_tenant_caches:
             line["extra_key"] = cache_key(caller.tenant, None)
+        if request.trace is not None:
+            line["headers"] = request.trace.headers()
         return msgspec.json.encode(line) + b"\n"
 
 
@@ -201,7 +207,7 @@ def _error_line(index: int, error: ApiError) -> bytes:
 
 
 async def _take_ends(
-    coordinator: Coordinator, caller: Caller, raw: bytes, delivery: Delivery, receive: Receive
+    coordinator: Coordinator, caller: Caller, raw: bytes, delivery: Delivery, asked: Request
 ) -> None:
     """Close what the client says has ended; what is not open any more is left out."""
     ends = _decoded(_ENDS, raw).ends

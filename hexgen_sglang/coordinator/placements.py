@@ -9,7 +9,7 @@ sweep here: the worker is gone, says that it has nothing to do, or the request t
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -26,6 +26,9 @@ from hexgen_sglang.coordinator.workflows import Outcome
 from hexgen_sglang.core.worker import WorkerState
 from hexgen_sglang.protocol.messages import RequestFinished
 from hexgen_sglang.protocol.tag import NumTokens, WorkflowTag
+
+if TYPE_CHECKING:
+    from hexgen_sglang.coordinator.tracing import RequestTrace
 
 ROUTE = "/placements"
 # From dispatch until a worker without work must have heard of the request.
@@ -112,13 +115,19 @@ class Placements:
     def __len__(self) -> int:
         return len(self._open)
 
-    def accept(self, wanted: WantedPlacement, caller: Caller, num_bytes: int) -> LiveRequest:
+    def accept(
+        self,
+        wanted: WantedPlacement,
+        caller: Caller,
+        num_bytes: int,
+        trace: RequestTrace | None = None,
+    ) -> LiveRequest:
         """Enter a request; it waits in the central queue.
 
         Raises:
             ApiError, AdmissionRejected, ProtocolError: not accepted; nothing of it was kept.
         """
-        request = self._exchanges.accept(incoming_of(wanted, caller, num_bytes))
+        request = self._exchanges.accept(incoming_of(wanted, caller, num_bytes), trace)
         request.failed_on.update(wanted.failed_on)
         self._open[request.record.request_id] = request
         request.cancelled.add_done_callback(lambda told: self._cancelled(request, told))

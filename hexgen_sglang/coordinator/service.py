@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hexgen_sglang.coordinator import reports
 from hexgen_sglang.coordinator.access import Access
@@ -35,6 +35,7 @@ from hexgen_sglang.coordinator.movement import Mover
 from hexgen_sglang.coordinator.placements import Placements
 from hexgen_sglang.coordinator.prefix_keeper import PrefixKeeper
 from hexgen_sglang.coordinator.queue import CentralQueue
+from hexgen_sglang.coordinator.tracing_config import TracingConfig
 from hexgen_sglang.coordinator.tuning import AdjustablePolicy, Tuning
 from hexgen_sglang.coordinator.worker import RoomRules, Worker
 from hexgen_sglang.coordinator.worker_client import WorkerClient
@@ -44,6 +45,9 @@ from hexgen_sglang.coordinator.working_set import WorkingSet
 from hexgen_sglang.policies.ordering import ORDERING
 from hexgen_sglang.protocol.messages import Cancel, CoordinatorMessage, Reprioritise
 from hexgen_sglang.transport.interface import CoordinatorEnd
+
+if TYPE_CHECKING:
+    from hexgen_sglang.coordinator.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +74,7 @@ class Coordinator:
         access: who may call.
         demotion: who stands back.
         listeners: told of each workflow that ends.
+        tracing: where spans begin; None where nothing is traced.
 
     Raises:
         ConfigError: the API keys or the accelerator profiles cannot be read.
@@ -82,6 +87,7 @@ class Coordinator:
         ring = None if config.api_keys is None else KeyRing(Path(config.api_keys))
         self.access = Access(ring)
         self.listeners: list[Callable[[Workflow], None]] = []
+        self.tracing = _tracing(config.tracing)
         metrics = Metrics()
         estimates = Estimates(
             config.trust_output_limits, uses_chain=config.remaining_work == "chain"
@@ -219,6 +225,8 @@ class Coordinator:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._health.close()
             await self.parts.client.close()
+            if self.tracing is not None:
+                await asyncio.to_thread(self.tracing.close)
 
     async def set_budget(self, workflow: Workflow, budget_ms: int | None) -> None:
         """Change a workflow's deadline here and in the engines that work on it."""
@@ -323,6 +331,8 @@ class Coordinator:
         self.parts.keeper.over(workflow)
         self.parts.gate.ended(workflow)
         self.tuning.ended(workflow)
+        if self.tracing is not None:
+            self.tracing.workflow_ended(workflow, self.parts.clock())
         for listener in self.listeners:
             listener(workflow)
 
@@ -342,6 +352,19 @@ class Coordinator:
             turn += 1
             if turn % _SWEEP_TURNS == 0:
                 self.parts.tracker.sweep(self.parts.clock())
+
+
+def _tracing(config: TracingConfig) -> Tracing | None:
+    """Where spans begin; None, and nothing is loaded, without a collector.
+
+    Raises:
+        ConfigError: the extra is not installed.
+    """
+    if not config.endpoint:
+        return None
+    from hexgen_sglang.coordinator.tracing import exporting
+
+    return exporting(config)
 
 
 def link_end(settings: CoordinatorFile) -> CoordinatorEnd | None:
