@@ -30,6 +30,7 @@ class Metrics:
         self._types: set[str] = set()
         self._workers: set[str] = set()
         self._tenants: set[str] = set()
+        self._totals: dict[Counter, int] = {}
         registry = self._registry
         self.requests = Counter(
             "hexgen_requests",
@@ -66,10 +67,22 @@ class Metrics:
             ["worker_id", "reason"],
             registry=registry,
         )
-        self.tokens = Counter(
-            "hexgen_tokens",
-            "Tokens of completed requests: prompt, cached (of the prompt) and output.",
-            ["worker_id", "kind"],
+        self.prompt_tokens = Counter(
+            "hexgen_prompt_tokens",
+            "Prompt tokens of completed requests.",
+            ["worker_id"],
+            registry=registry,
+        )
+        self.cached_tokens = Counter(
+            "hexgen_cached_tokens",
+            "Those prompt tokens of completed requests that were in the worker's prefix cache.",
+            ["worker_id"],
+            registry=registry,
+        )
+        self.generation_tokens = Counter(
+            "hexgen_generation_tokens",
+            "Output tokens of completed requests.",
+            ["worker_id"],
             registry=registry,
         )
         self.decisions = Counter(
@@ -85,8 +98,8 @@ class Metrics:
             registry=registry,
         )
         self.queue_seconds = Histogram(
-            "hexgen_queue_seconds",
-            "Acceptance to dispatch, for each attempt's first.",
+            "hexgen_queue_time_seconds",
+            "Acceptance to the first dispatch of a request.",
             buckets=_SECONDS,
             registry=registry,
         )
@@ -141,14 +154,26 @@ class Metrics:
             ["workflow_type", "reason"],
             registry=registry,
         )
-        self.demoted = Gauge(
+        self.demoted = Counter(
             "hexgen_workflows_demoted",
-            "Workflows that stood back, so far, since they could not meet their deadline.",
+            "Workflows that stood back since they could not meet their deadline.",
             registry=registry,
         )
         self.in_flight = Gauge(
             "hexgen_num_running_reqs",
             "Requests sent to a worker and not ended.",
+            ["worker_id"],
+            registry=registry,
+        )
+        self.worker_queued = Gauge(
+            "hexgen_worker_num_queue_reqs",
+            "Requests in a worker's own queue, as it last reported.",
+            ["worker_id"],
+            registry=registry,
+        )
+        self.worker_kv_usage = Gauge(
+            "hexgen_worker_kv_usage_ratio",
+            "Share of a worker's KV cache that requests hold, as it last reported.",
             ["worker_id"],
             registry=registry,
         )
@@ -166,18 +191,18 @@ class Metrics:
         )
 
         self.estimate_error = Gauge(
-            "hexgen_estimate_error_frac",
+            "hexgen_estimate_error_ratio",
             "Mean absolute error of an estimate over the mean of what came.",
             ["estimate", "workflow_type"],
             registry=registry,
         )
         self.estimate_bias = Gauge(
-            "hexgen_estimate_bias_frac",
+            "hexgen_estimate_bias_ratio",
             "Mean of predicted minus actual over the mean of what came.",
             ["estimate", "workflow_type"],
             registry=registry,
         )
-        self.reports_refused = Gauge(
+        self.reports_refused = Counter(
             "hexgen_worker_reports_refused",
             "Reports of ended requests that were not the worker's, or told times that cannot be.",
             registry=registry,
@@ -215,13 +240,9 @@ class Metrics:
         if record.first_byte_s is not None:
             self.ttft_seconds.labels(kind).observe(record.first_byte_s - record.accepted_s)
         worker = self.worker_label(record.worker_id)
-        counts = (
-            ("prompt", record.prompt_tokens),
-            ("cached", record.cached_tokens),
-            ("output", record.output_tokens),
-        )
-        for name, count in counts:
-            self.tokens.labels(worker, name).inc(count or 0)
+        self.prompt_tokens.labels(worker).inc(record.prompt_tokens or 0)
+        self.cached_tokens.labels(worker).inc(record.cached_tokens or 0)
+        self.generation_tokens.labels(worker).inc(record.output_tokens or 0)
 
     def workflow_ended(self, workflow: Workflow, ended_s: float) -> None:
         """Count a workflow that ended at `ended_s`."""
@@ -238,7 +259,11 @@ class Metrics:
             if self.type_label(workflow_type) == workflow_type:
                 self.estimate_error.labels(estimate, workflow_type).set(error.absolute_frac)
                 self.estimate_bias.labels(estimate, workflow_type).set(error.bias_frac)
-        self.reports_refused.set(num_refused_reports)
+        self._bring_up(self.reports_refused, num_refused_reports)
+
+    def set_demoted(self, num_demoted: int) -> None:
+        """Bring the number of workflows that stood back up to date."""
+        self._bring_up(self.demoted, num_demoted)
 
     def set_worker(self, worker: Worker) -> None:
         """Bring a worker's gauges up to date."""
@@ -247,17 +272,36 @@ class Metrics:
             self.worker_state.labels(worker_id, known.value).set(known is worker.state)
         self.worker_linked.labels(worker_id).set(worker.linked)
         self.in_flight.labels(worker_id).set(len(worker.in_flight))
+        load, capacity = worker.load, worker.kv_capacity_tokens
+        if load is None:  # no series: a sum over workers stays a number
+            self.worker_queued.remove_by_labels({"worker_id": worker_id})
+            self.worker_kv_usage.remove_by_labels({"worker_id": worker_id})
+            return
+        self.worker_queued.labels(worker_id).set(load.num_waiting)
+        if capacity:
+            self.worker_kv_usage.labels(worker_id).set(load.num_kv_tokens_used / capacity)
 
     def drop_worker(self, worker_id: str) -> None:
         """Forget the gauges of a removed worker; its counters stay."""
         for known in WorkerState:
             self.worker_state.remove_by_labels({"worker_id": worker_id, "state": known.value})
-        self.worker_linked.remove_by_labels({"worker_id": worker_id})
-        self.in_flight.remove_by_labels({"worker_id": worker_id})
+        for gauge in (
+            self.worker_linked,
+            self.in_flight,
+            self.worker_queued,
+            self.worker_kv_usage,
+        ):
+            gauge.remove_by_labels({"worker_id": worker_id})
 
     def exposition(self) -> bytes:
         """The text format of Prometheus."""
         return generate_latest(self._registry)
+
+    def _bring_up(self, counter: Counter, total: int) -> None:
+        """Count what somebody else has counted up to `total`."""
+        known = self._totals.get(counter, 0)
+        self._totals[counter] = total
+        counter.inc(max(0, total - known))
 
 
 def _capped(value: str, seen: set[str], most: int) -> str:

@@ -265,7 +265,7 @@ class Coordinator:
         """Metrics in Prometheus' text format."""
         parts = self.parts
         parts.metrics.queued.set(len(parts.queue))
-        parts.metrics.demoted.set(self.demotion.num_demoted)
+        parts.metrics.set_demoted(self.demotion.num_demoted)
         parts.metrics.lasting.set(parts.tracker.num_lasting)
         parts.metrics.api_keys_stale.set(self.keys_are_stale)
         estimates = parts.estimates

@@ -21,7 +21,7 @@ async def test_errors_of_estimates_appear_once_something_was_estimated(
 ) -> None:
     worker = await make_worker(num_tokens=5)
     front = await make_front(worker)
-    assert "hexgen_estimate_error_frac{" not in await metrics(front)
+    assert "hexgen_estimate_error_ratio{" not in await metrics(front)
     for number in range(3):
         worker.num_tokens = 5 if number < 2 else 10
         for stage, final in (("draft", False), ("vote", True)):
@@ -36,14 +36,14 @@ async def test_errors_of_estimates_appear_once_something_was_estimated(
     text = await metrics(front)
     found = dict(
         re.findall(
-            r'hexgen_estimate_error_frac\{estimate="(\w+)",workflow_type="sql"\} (\S+)', text
+            r'hexgen_estimate_error_ratio\{estimate="(\w+)",workflow_type="sql"\} (\S+)', text
         )
     )
     # Expected 5 and 5, came 5 and 10 tokens: wrong by 2.5 of 7.5 on average.
     assert abs(float(found["output_tokens"]) - 2.5 / 7.5) < 1e-6
     assert {"stage_s", "remaining_s", "remaining_chain_s", "gap_s"} <= set(found)
-    assert 'hexgen_estimate_bias_frac{estimate="output_tokens",workflow_type="sql"} -0.3' in text
-    assert "hexgen_worker_reports_refused 0.0" in text
+    assert 'hexgen_estimate_bias_ratio{estimate="output_tokens",workflow_type="sql"} -0.3' in text
+    assert "hexgen_worker_reports_refused_total 0.0" in text
 
 
 async def test_workflow_types_beyond_the_bound_make_no_more_series(
@@ -54,5 +54,5 @@ async def test_workflow_types_beyond_the_bound_make_no_more_series(
     for number in range(500):
         parts.estimates.stages.errors.note("stage_s", f"type-{number}", 1.0, 2.0)
     text = await metrics(front)
-    series = re.findall(r"hexgen_estimate_error_frac\{(.*?)\}", text)
+    series = re.findall(r"hexgen_estimate_error_ratio\{(.*?)\}", text)
     assert 0 < len(series) == len(set(series)) <= 64

@@ -98,6 +98,8 @@ async def test_sigterm_lets_requests_finish_and_refuses_new_ones(
     coordinator = await start("--config", config_file(tmp_path, worker.url))
     calls = [asyncio.create_task(coordinator.generate()) for _ in range(3)]
     await wait_until(lambda: len(worker.seen) == 3)
+    async with coordinator.session.get(coordinator.url + "/dashboard/state") as response:
+        assert (await response.json())["totals"]["num_running"] == 3
     coordinator.process.send_signal(signal.SIGTERM)
     await coordinator.until_log("draining: 3 requests")
     status, answer = await coordinator.generate()

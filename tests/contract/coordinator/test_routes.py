@@ -271,7 +271,7 @@ async def test_metrics_are_named_as_the_field_names_them(
     for line in (
         'hexgen_requests_total{outcome="completed",route="/generate"} 1.0',
         'hexgen_workflows_total{outcome="met",workflow_type="sql"} 1.0',
-        'hexgen_tokens_total{kind="cached",worker_id="w0"} 4.0',
+        'hexgen_cached_tokens_total{worker_id="w0"} 4.0',
         'hexgen_dispatch_decisions_total{decision="placed",policy="marginal_cost"} 1.0',
         'hexgen_worker_state{state="ready",worker_id="w0"} 1.0',
         "hexgen_num_queue_reqs 0.0",
