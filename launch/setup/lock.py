@@ -21,7 +21,7 @@ ROOT = HERE.parent.parent
 SGLANG_VERSION = (HERE / "sglang-version.txt").read_text().strip()
 
 # Lists of `setup.py` that this machine's environment gets.
-LISTS = {"RUNTIME", "BENCH", "POSTGRESQL", "MYSQL", "RAY", "DOCS", "DEVELOPMENT"}
+LISTS = {"RUNTIME", "BENCH", "POSTGRESQL", "MYSQL", "RAY", "DOCS", "OTEL", "DEVELOPMENT"}
 
 # Asked for by SGLang, useless or not installable where there is no NVIDIA GPU. `timm` and
 # `modelscope` are only reached by vision models and by a second model hub.
