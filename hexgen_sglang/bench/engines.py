@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,6 +42,12 @@ _COUNTERS = {
     "sglang:generation_tokens_total": "output_tokens",
 }
 
+_PREFIX_COUNTER = re.compile(
+    r"^hexgen_(?P<kind>retained|prewarmed)_prefix_tokens_total"
+    r'\{[^}]*outcome="(?P<outcome>\w+)"[^}]*\} (?P<value>\S+)$',
+    re.MULTILINE,
+)
+
 # A proxy of the environment must not see requests to our own children.
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -52,10 +59,12 @@ class Reading:
     Attributes:
         totals: by worker, as SGLang counts them.
         emulation: by worker, the emulated accelerator's sums; {} for a real one.
+        prefixes: what our plugin counts of kept and prewarmed prefixes, over all workers.
     """
 
     totals: Mapping[str, EngineTotals]
     emulation: Mapping[str, Mapping[str, Any]]
+    prefixes: Mapping[str, float] = field(default_factory=dict)
 
 
 class Engines:
@@ -140,13 +149,14 @@ class Engines:
             ProcessError: a worker's metrics cannot be read.
         """
         time.sleep(_LOG_SETTLES_S)
-        totals = {name: _totals(name, url) for name, url in self.urls.items()}
+        texts = {name: _metrics(name, url) for name, url in self.urls.items()}
+        totals = {name: _totals(text) for name, text in texts.items()}
         emulation = {
             name: json.loads((self._step_log(name) / "summary.json").read_text("utf-8"))
             for name, spec in self.specs.items()
             if spec.emulate is not None
         }
-        return Reading(totals, emulation)
+        return Reading(totals, emulation, _prefixes(texts.values()))
 
     def stop(self) -> None:
         """Stop every worker."""
@@ -181,6 +191,8 @@ class Engines:
             flags += ["--hexgen-hardware", spec.hardware] if spec.hardware else []
             if self.engine.retained_share:
                 flags += ["--hexgen-retain-prefixes", str(self.engine.retained_share)]
+            if self.engine.prewarm_share:
+                flags += ["--hexgen-prewarm", str(self.engine.prewarm_share)]
         if self.engine.ordering:
             flags += ["--hexgen-hold-prefixes", "on" if self.engine.holds_prefixes else "off"]
             slack_s = ORDERING.defaults(self.engine.ordering).get("best_effort_slack_s")
@@ -231,13 +243,31 @@ def emulation_between(before: Reading, after: Reading) -> dict[str, dict[str, fl
     return rows
 
 
-def _totals(name: str, url: str) -> EngineTotals:
-    """SGLang's own counters, summed over their labels; 0 before the first request."""
+def prefixes_between(before: Reading, after: Reading) -> dict[str, float]:
+    """What became of prefixes between two readings; names that are not there before count as 0."""
+    return {name: end - before.prefixes.get(name, 0.0) for name, end in after.prefixes.items()}
+
+
+def _metrics(name: str, url: str) -> str:
+    """A worker's metrics."""
     try:
         with _direct.open(f"{url}/metrics", timeout=30.0) as answer:
-            text = answer.read().decode("utf-8")
+            return str(answer.read().decode("utf-8"))
     except OSError as error:
         raise ProcessError(f"{name}: its metrics cannot be read: {error}") from error
+
+
+def _prefixes(texts: Iterable[str]) -> dict[str, float]:
+    """Our plugin's counts, as kind_outcome; {} where it keeps and prewarms nothing."""
+    sums: dict[str, float] = {}
+    for found in (match for text in texts for match in _PREFIX_COUNTER.finditer(text)):
+        name = f"{found['kind']}_{found['outcome']}"
+        sums[name] = sums.get(name, 0.0) + float(found["value"])
+    return sums
+
+
+def _totals(text: str) -> EngineTotals:
+    """SGLang's own counters, summed over their labels; 0 before the first request."""
     sums = dict.fromkeys(_COUNTERS.values(), 0)
     for line in text.splitlines():
         metric, _, value = line.rpartition(" ")

@@ -15,7 +15,12 @@ from pathlib import Path
 
 from hexgen_sglang.bench import machine
 from hexgen_sglang.bench.dispatchers import Told, ask, dispatching
-from hexgen_sglang.bench.engines import Engines, emulation_between, totals_between
+from hexgen_sglang.bench.engines import (
+    Engines,
+    emulation_between,
+    prefixes_between,
+    totals_between,
+)
 from hexgen_sglang.bench.loads import Load
 from hexgen_sglang.bench.plan import Facts, Plan
 from hexgen_sglang.bench.replay import Replay, ReplaySettings
@@ -147,6 +152,7 @@ def _run_one(plan: Plan, engines: Engines, system: System, workload: Workload) -
         run=run,
         broken=tuple(broken),
         emulation=emulation,
+        prefixes=prefixes_between(before, after),
         dispatch_waits_s=tuple(wait * plan.time_scale for wait in told.waits_s) if told else (),
         wall_s=time.monotonic() - began_s,
         machine_busy_frac=machine.busy_frac(ticks, machine.cpu_ticks()),

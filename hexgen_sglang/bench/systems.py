@@ -9,7 +9,8 @@ A name has one of these forms; settings in brackets, separated by ";", are optio
 ENGINE is how an engine orders its queue: fcfs, lpm, hrrn, priority (SGLang's own code), or
 hexgen (our plugin; hexgen[ordering=NAME] for another ordering than least_slack, hold=off to
 compute prefixes that are being computed already, retain=SHARE to keep prefixes between stages in
-that share of the KV memory). POLICY is
+that share of the KV memory, prewarm=SHARE to compute a next stage's known prefix ahead, with that
+share for what is not used yet). POLICY is
 round_robin, power_of_two or cache_aware. DISPATCH is a name of our registry with its numeric
 settings; `binding=early` sends each request at once, as the published dispatch policies do,
 `binding=late` keeps it in the coordinator until a worker has room, and a workflow's first until
@@ -87,12 +88,14 @@ class Engine:
         holds_prefixes: a request waits while a prefix that it needs is being computed.
         retained_share: of the KV memory, for the prefixes of workflows between two stages and
             for templates; 0: none are kept. Only behind a linked coordinator.
+        prewarm_share: of it, for prefixes computed ahead and not used yet; 0: none are. Likewise.
     """
 
     policy: str
     ordering: str = ""
     holds_prefixes: bool = False
     retained_share: float = 0.0
+    prewarm_share: float = 0.0
 
     @property
     def schedule_policy(self) -> str:
@@ -110,7 +113,16 @@ class Engine:
         if not self.ordering:
             return self.policy
         name = f"{self.policy}-{self.ordering}" + ("" if self.holds_prefixes else "-no-hold")
-        return f"{name}-retain-{self.retained_share:g}" if self.retained_share else name
+        if self.retained_share:
+            name += f"-retain-{self.retained_share:g}"
+        return f"{name}-prewarm-{self.prewarm_share:g}" if self.prewarm_share else name
+
+    @property
+    def needs_link(self) -> str:
+        """The setting that only a linked coordinator can serve; "" without one."""
+        if self.retained_share:
+            return f"retain={self.retained_share:g}"
+        return f"prewarm={self.prewarm_share:g}" if self.prewarm_share else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,27 +218,29 @@ def _engine(system: str, text: str) -> Engine:
     hold = settings.pop("hold", "on") if policy == "hexgen" else "off"
     if hold not in ("on", "off"):
         raise ConfigError(f"system {system!r}: hold={hold}: must be on or off")
-    share = _retained_share(system, settings.pop("retain", "0")) if policy == "hexgen" else 0.0
+    retained = prewarmed = 0.0
+    if policy == "hexgen":
+        retained = _share(system, "retain", settings.pop("retain", "0"))
+        prewarmed = _share(system, "prewarm", settings.pop("prewarm", "0"))
     if settings:
         raise ConfigError(f"system {system!r}: engine {policy!r} has no {', '.join(settings)}")
-    return Engine(policy, ordering, hold == "on", share)
+    return Engine(policy, ordering, hold == "on", retained, prewarmed)
 
 
 def _alone(system: str, engine: Engine) -> Engine:
     """The engine, if it needs nobody to tell it about workflows."""
-    if engine.retained_share:
-        share = engine.retained_share
-        raise ConfigError(f"system {system!r}: retain={share:g}: needs a coordinator")
+    if engine.needs_link:
+        raise ConfigError(f"system {system!r}: {engine.needs_link}: needs a coordinator")
     return engine
 
 
-def _retained_share(system: str, text: str) -> float:
+def _share(system: str, name: str, text: str) -> float:
     try:
         share = float(text)
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise ConfigError(f"system {system!r}: retain={text}: must be a number from 0 to 1")
+        raise ConfigError(f"system {system!r}: {name}={text}: must be a number from 0 to 1")
     return share
 
 
@@ -243,8 +257,8 @@ def _with_coordinator(name: str, text: str, engine: Engine) -> System:
     link = raw.pop("link", "off" if dispatch in _UNLINKED else "on")
     if link not in ("on", "off"):
         raise ConfigError(f"system {name!r}: link={link}: must be on or off")
-    if engine.retained_share and link == "off":
-        raise ConfigError(f"system {name!r}: retain={engine.retained_share}: needs link=on")
+    if engine.needs_link and link == "off":
+        raise ConfigError(f"system {name!r}: {engine.needs_link}: needs link=on")
     settings: dict[str, float] = {}
     for key, value in raw.items():
         try:

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hexgen_sglang.coordinator.attempt_io import AttemptIO
 from hexgen_sglang.coordinator.config import CoordinatorConfig
@@ -21,12 +22,14 @@ from hexgen_sglang.coordinator.http_errors import ApiError, unknown_model
 from hexgen_sglang.coordinator.incoming import IncomingRequest
 from hexgen_sglang.coordinator.live_request import LiveRequest
 from hexgen_sglang.coordinator.metrics import Metrics
-from hexgen_sglang.coordinator.prefix_keeper import PrefixKeeper
 from hexgen_sglang.coordinator.queue import CentralQueue
 from hexgen_sglang.coordinator.worker_client import WorkerClient
 from hexgen_sglang.coordinator.workers import WorkerDirectory
 from hexgen_sglang.coordinator.workflows import RequestRecord, Workflow, WorkflowTracker
 from hexgen_sglang.core.request import RequestView
+
+if TYPE_CHECKING:
+    from hexgen_sglang.coordinator.prefix_keeper import PrefixKeeper
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,20 @@ class Dispatcher:
         length = len(self._queue) if self._queue is not None else 0
         return min(60.0, length / 2 / per_second) if per_second else 1.0
 
+    def foresee(self, request: QueuedRequest) -> str | None:
+        """The worker that would get the request if it came now, with room or without.
+
+        Nothing is placed or counted. None where nobody can tell: no worker, or a policy whose
+        picks depend on those before.
+        """
+        if not self._sees_full_workers:
+            return None
+        crew = _Crew(self._ready_workers(), self._estimates, self._rules, self._clock())
+        candidates = crew.candidates(request, True)
+        picked = self._policy.pick(request.view, candidates)
+        prices = self._policy.prices
+        return picked or (prices[0].worker_id if prices else None)
+
     def release(self, attempt: Attempt) -> float:
         """The attempt is over; returns the worker's busy seconds it ended. Idempotent."""
         busy_s = attempt.worker.release(attempt, self._clock())

@@ -231,7 +231,7 @@ class Exchanges:
         record.outcome = Outcome.RUNNING
         record.worker_id = attempt.worker.worker_id
         record.dispatched_s = attempt.dispatched_s
-        parts.keeper.placed(request.workflow, record.worker_id, parts.clock())
+        parts.keeper.placed(request, record.worker_id, parts.clock())
         if request.trace is not None:
             request.trace.placed(request, attempt)
         return attempt

@@ -118,6 +118,7 @@ class LinkEvents:
                 message.decode_base_s,
                 message.decode_request_s,
                 message.decode_context_s,
+                message.decode_repeated_frac,
             ),
         )
 
@@ -126,6 +127,7 @@ class LinkEvents:
         worker = self._directory.workers.get(worker_id)
         if worker is not None:
             worker.keeps_prefixes = message.keeps_prefixes
+            worker.prewarms = message.prewarms
 
     def on_goodbye(self, worker_id: str, reason: str) -> None:
         """Send nothing new there; SGLang ends what it has before it leaves."""
@@ -148,7 +150,7 @@ class LinkEvents:
         worker = self._directory.workers.get(worker_id)
         if worker is not None:
             worker.linked = False
-            worker.keeps_prefixes = False
+            worker.keeps_prefixes = worker.prewarms = False
             worker.take_load(None, self._clock())
         return worker
 
@@ -162,7 +164,7 @@ class LinkEvents:
         if is_first:
             return
         self._estimates.forget_cache(worker.worker_id)
-        worker.keeps_prefixes = False
+        worker.keeps_prefixes = worker.prewarms = False
         worker.url = check_worker_url(hello.url)
         worker.take_load(None, self._clock())
         worker.drained = False

@@ -8,7 +8,7 @@ on the event loop: linear in the prompt, about 1 us for each block.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,11 @@ class PromptShape:
     num_chars: int
     num_token_ids: int
     blocks: tuple[int, ...]
+
+    @property
+    def units_in_a_block(self) -> int:
+        """Token ids or characters that one of the blocks stands for."""
+        return BLOCK_TOKENS if self.num_token_ids else BLOCK_CHARS
 
 
 def shape_of_texts(texts: list[str]) -> PromptShape:
@@ -79,8 +84,18 @@ def chat_text(messages: list[Any], tools: Any) -> str:
 def _chain(blocks: Iterable[bytes]) -> tuple[int, ...]:
     """64-bit hashes, each over its block and the hash before."""
     chained: list[int] = []
-    previous = b""
+    previous: int | None = None
     for block in blocks:
-        previous = hashlib.blake2b(block, digest_size=_HASH_BYTES, key=previous).digest()
-        chained.append(int.from_bytes(previous, "big"))
+        previous = _link(previous, block)
+        chained.append(previous)
     return tuple(chained)
+
+
+def chained_ids(previous: int | None, block: Sequence[int]) -> int:
+    """The hash of a block of `BLOCK_TOKENS` ids behind the one with that hash; None: the first."""
+    return _link(previous, repr(list(block)).encode())
+
+
+def _link(previous: int | None, block: bytes) -> int:
+    key = b"" if previous is None else previous.to_bytes(_HASH_BYTES, "big")
+    return int.from_bytes(hashlib.blake2b(block, digest_size=_HASH_BYTES, key=key).digest(), "big")

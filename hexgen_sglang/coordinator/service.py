@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from hexgen_sglang.coordinator.metrics import Metrics
 from hexgen_sglang.coordinator.movement import Mover
 from hexgen_sglang.coordinator.placements import Placements
 from hexgen_sglang.coordinator.prefix_keeper import PrefixKeeper
+from hexgen_sglang.coordinator.prewarmer import Prewarmer, messages_of, token_ids_of
 from hexgen_sglang.coordinator.queue import CentralQueue
 from hexgen_sglang.coordinator.tracing_config import TracingConfig
 from hexgen_sglang.coordinator.tuning import AdjustablePolicy, Tuning
@@ -165,7 +167,20 @@ class Coordinator:
                 stream_gap_timeout_s=config.stream_gap_timeout_s,
                 isolate_caches=config.isolate_tenant_caches,
             ),
-            keeper=PrefixKeeper(self._tell_soon, directory.keeps_prefixes),
+            keeper=PrefixKeeper(
+                self._tell_soon,
+                lambda worker_id: (
+                    directory.keeps_prefixes(worker_id) or directory.prewarms(worker_id)
+                ),
+                Prewarmer(
+                    dispatcher,
+                    estimates,
+                    self._send_ahead,
+                    directory.prewarms,
+                    # A tenant's cache is found under a key of its own, which engines alone know.
+                    (lambda _: None) if config.isolate_tenant_caches else token_ids_of,
+                ),
+            ),
             gate=DeadlineGate(
                 config.admission_attainment,
                 estimates,
@@ -299,13 +314,35 @@ class Coordinator:
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    def _tell_soon(self, worker_id: str, message: CoordinatorMessage) -> None:
-        """Send a message to a worker without waiting; a worker that is gone needs none."""
+    def _tell_soon(self, worker_id: str, *messages: CoordinatorMessage) -> None:
+        """Send messages to a worker without waiting; a worker that is gone needs none."""
         if self._link is None:
             return
-        task = asyncio.create_task(self._link.send_to(worker_id, message))
+        task = asyncio.create_task(self._tell_in_order(self._link, worker_id, messages))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
+
+    @staticmethod
+    async def _tell_in_order(
+        link: CoordinatorLink, worker_id: str, messages: tuple[CoordinatorMessage, ...]
+    ) -> bool:
+        """Whether all of them went out; nothing is sent behind one that did not."""
+        for message in messages:
+            if not await link.send_to(worker_id, message):
+                return False
+        return True
+
+    def _send_ahead(
+        self,
+        worker_id: str,
+        workflow_id: str,
+        stage: str,
+        ttl_s: float,
+        content: array[int] | None,
+        num_tokens: int,
+    ) -> None:
+        """Tell a worker with what a prompt will begin that it may expect."""
+        self._tell_soon(worker_id, *messages_of(workflow_id, stage, ttl_s, content, num_tokens))
 
     def _link_events(self) -> LinkEvents:
         config = self.config

@@ -56,7 +56,7 @@ class Worker:
         models: names it serves; empty until the first successful probe.
         model_cards: its `/v1/models` entries, by name.
         linked: its plugin is connected.
-        keeps_prefixes: its plugin said so over this link.
+        keeps_prefixes, prewarms: its plugin said so over this link.
         incarnation: of the linked process; "" when never linked.
         drained: the operator wants nothing new to go there.
         said_goodbye: it is shutting down in order.
@@ -85,6 +85,7 @@ class Worker:
     kv_capacity_tokens: int | None = None
     linked: bool = False
     keeps_prefixes: bool = False
+    prewarms: bool = False
     incarnation: str = ""
     drained: bool = False
     said_goodbye: bool = False

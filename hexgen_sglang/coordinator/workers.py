@@ -73,6 +73,11 @@ class WorkerDirectory:
         worker = self.workers.get(worker_id)
         return worker is not None and worker.keeps_prefixes
 
+    def prewarms(self, worker_id: str) -> bool:
+        """Whether the worker computes prefixes ahead when it is told of them."""
+        worker = self.workers.get(worker_id)
+        return worker is not None and worker.prewarms
+
     def ready(self) -> list[Worker]:
         """Workers that take requests now."""
         return [w for w in self.workers.values() if w.state is WorkerState.READY]

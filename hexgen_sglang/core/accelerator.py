@@ -59,15 +59,21 @@ class DecodeCost(Struct, frozen=True, forbid_unknown_fields=True):
 
     base + per_request x requests + per_1k_context_tokens x (sum of their contexts) / 1,000.
 
+    An engine that reads a prefix once for all requests of the batch that share it pays only
+    repeated_read_frac for each token that such a request holds beyond the first.
+
     Attributes:
         base_s: reading the weights, 0 to 60; above 0.
         per_request_s: for each request of the batch, 0 to 60.
         per_1k_context_tokens_s: for reading 1,000 tokens of KV cache, 0 to 1.
+        repeated_read_frac: of that for a token that another request of the batch reads as well,
+            0 to 1; None: such a token is read again for each.
     """
 
     base_s: Sourced[StepSeconds]
     per_request_s: Sourced[StepSeconds]
     per_1k_context_tokens_s: Sourced[TokenSeconds]
+    repeated_read_frac: Sourced[Fraction] | None = None
 
 
 class Capacity(Struct, frozen=True, forbid_unknown_fields=True):
@@ -186,9 +192,28 @@ def prefill_s(profile: AcceleratorProfile, chunks: Iterable[tuple[int, int]]) ->
     return profile.prefill.base_s.value + _chunks_s(profile, chunks)
 
 
-def decode_s(profile: AcceleratorProfile, num_requests: int, num_context_tokens: int) -> float:
-    """Seconds of one decode step of `num_requests` whose contexts sum to `num_context_tokens`."""
-    return profile.decode.base_s.value + _batch_s(profile, num_requests, num_context_tokens)
+def decode_s(
+    profile: AcceleratorProfile,
+    num_requests: int,
+    num_context_tokens: int,
+    num_repeated_tokens: int = 0,
+) -> float:
+    """Seconds of one decode step of `num_requests` whose contexts sum to `num_context_tokens`.
+
+    `num_repeated_tokens` of these another request of the batch holds as well.
+    """
+    num_read = tokens_read(profile, num_context_tokens, num_repeated_tokens)
+    return profile.decode.base_s.value + _batch_s(profile, num_requests, num_read)
+
+
+def tokens_read(
+    profile: AcceleratorProfile, num_context_tokens: int, num_repeated_tokens: int
+) -> float:
+    """Context tokens of a decode step, repeated ones at the share that they cost."""
+    frac = profile.decode.repeated_read_frac
+    if frac is None:
+        return num_context_tokens
+    return num_context_tokens - (1.0 - frac.value) * num_repeated_tokens
 
 
 def mixed_s(
@@ -233,7 +258,7 @@ def _chunks_s(profile: AcceleratorProfile, chunks: Iterable[tuple[int, int]]) ->
     return cost.per_token_s.value * tokens + attention_s
 
 
-def _batch_s(profile: AcceleratorProfile, num_requests: int, num_context_tokens: int) -> float:
+def _batch_s(profile: AcceleratorProfile, num_requests: int, num_context_tokens: float) -> float:
     cost = profile.decode
     reading_s = cost.per_1k_context_tokens_s.value * num_context_tokens / 1_000
     return cost.per_request_s.value * num_requests + reading_s

@@ -45,7 +45,8 @@ class StepCosts:
 
     A prefill step takes prefill_base_s + uncached tokens x (prefill_token_s + attended tokens x
     prefill_context_s); a decode step takes decode_base_s + requests x decode_request_s + context
-    tokens x decode_context_s. See `core.accelerator` for the same terms in profiles.
+    tokens x decode_context_s. A context token that another request of the batch holds as well
+    counts as decode_repeated_frac of one. See `core.accelerator` for the same terms in profiles.
     """
 
     prefill_base_s: float
@@ -54,6 +55,7 @@ class StepCosts:
     decode_base_s: float
     decode_request_s: float
     decode_context_s: float
+    decode_repeated_frac: float = 1.0
 
     def prefill_s(self, num_uncached: float, num_cached: float) -> float:
         """One prompt's prefill by itself."""
@@ -62,12 +64,15 @@ class StepCosts:
             self.prefill_token_s + attended * self.prefill_context_s
         )
 
-    def decode_s(self, num_requests: float, num_context_tokens: float) -> float:
-        """One decode step."""
+    def decode_s(
+        self, num_requests: float, num_context_tokens: float, num_repeated_tokens: float = 0.0
+    ) -> float:
+        """One decode step; `num_repeated_tokens` of the context another request holds as well."""
+        num_read = num_context_tokens - (1.0 - self.decode_repeated_frac) * num_repeated_tokens
         return (
             self.decode_base_s
             + num_requests * self.decode_request_s
-            + num_context_tokens * self.decode_context_s
+            + num_read * self.decode_context_s
         )
 
 

@@ -25,6 +25,7 @@ from hexgen_sglang.protocol.messages import (
     Hello,
     Load,
     PolicySettings,
+    Prewarm,
     Rejected,
     Release,
     Reprioritise,
@@ -43,6 +44,7 @@ _QUIET_AFTER_S = 1.0
 _RETRY_S = 1.0  # after an error in the agent itself
 _FAREWELL_S = 0.1  # for ZMQ's own thread to put a goodbye on the wire
 _MAX_PER_TURN = 256  # messages, each direction
+_COMMANDS = (Reprioritise, Cancel, PolicySettings, Retain, Release, Prewarm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +241,7 @@ class WorkerAgent:
     def _hear(self, message: CoordinatorMessage) -> None:
         before = self._registration.state
         self._registration.heard(message, self._clock())
-        if isinstance(message, Reprioritise | Cancel | PolicySettings | Retain | Release):
+        if isinstance(message, _COMMANDS):
             self._num_commands_dropped += len(self._commands) == self._max_queued
             self._commands.append(message)
         elif isinstance(message, Welcome):

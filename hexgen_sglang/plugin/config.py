@@ -29,11 +29,12 @@ class PluginConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
         ordering_settings: keyword arguments of that policy.
         hold_prefixes: a request waits while a prefix that it needs is being computed; only with
             `ordering`.
-        coordinator: ZMQ endpoint to report to; None: no link, no socket.
+        coordinators: ZMQ endpoints to report to; none: no link, no socket.
         retained_share: of the KV memory, for prefixes kept between the stages of workflows; 0:
-            none are kept. Only with `coordinator`.
-        worker_id: who this server is towards the coordinator; set when `coordinator` is.
-        url: HTTP address under which the coordinator reaches it; set when `coordinator` is.
+            none are kept. Only with `coordinators`.
+        prewarm_share: of it, for prefixes computed ahead and not used yet; 0: none are. Likewise.
+        worker_id: who this server is towards the coordinators; set when there are any.
+        url: HTTP address under which the coordinators reach it; set when there are any.
         hardware: name of its accelerator; "": found out in the scheduler process.
         keys: folder with CURVE keys for a link off loopback.
         emulate: accelerator profile (absolute path); None: the forward pass is real.
@@ -46,8 +47,11 @@ class PluginConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     ordering: Name | None = None
     ordering_settings: dict[Name, float] = {}
     hold_prefixes: bool = True
-    coordinator: Annotated[str, Meta(min_length=1, max_length=512)] | None = None
+    coordinators: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=512)], ...], Meta(max_length=16)
+    ] = ()
     retained_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    prewarm_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
     worker_id: Name | None = None
     url: Annotated[str, Meta(max_length=512, pattern=r"^https?://")] | None = None
     hardware: Annotated[str, Meta(max_length=64)] = ""

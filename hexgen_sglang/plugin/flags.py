@@ -79,9 +79,9 @@ FLAGS = (
     ),
     Flag(
         "--hexgen-coordinator",
-        "tcp://HOST:PORT",
-        "Coordinator (or ipc://PATH) to register with and to report load and timings to; works "
-        "with every schedule policy.",
+        "tcp://HOST:PORT[,...]",
+        "Coordinator (or ipc://PATH) to register with and to report load and timings to, or "
+        "several with commas between; works with every schedule policy.",
     ),
     Flag(
         "--hexgen-worker-id",
@@ -114,6 +114,15 @@ FLAGS = (
         "SHARE",
         "Keep prefixes of workflows that are between two stages, and templates, in at most this "
         "share of the KV memory (0 to 1; default 0: none are kept).",
+        needs="--hexgen-coordinator",
+        type=float,
+    ),
+    Flag(
+        "--hexgen-prewarm",
+        "SHARE",
+        "While a workflow's tools run, compute what its next prompt begins with, as far as the "
+        "coordinator knows it; what was computed and not used yet takes at most this share of the "
+        "KV memory (0 to 1; default 0: none is).",
         needs="--hexgen-coordinator",
         type=float,
     ),
@@ -221,10 +230,14 @@ def _link(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
     if keys is not None:
         keys = str(_existing("--hexgen-keys", keys))
         load_worker_keys(keys)
+    endpoints = [part.strip() for part in endpoint.split(",")]
     try:
-        checked_endpoint(endpoint, has_keys=keys is not None, bind=False)
+        for one in endpoints:
+            checked_endpoint(one, has_keys=keys is not None, bind=False)
     except ConfigError as error:
         raise ConfigError(f"--hexgen-coordinator: {error}") from error
+    if len(set(endpoints)) < len(endpoints):
+        raise ConfigError(f"--hexgen-coordinator={endpoint}: one of them is there twice")
     if (args.dp_size or 1) > 1:
         raise ConfigError(
             f"--dp-size={args.dp_size}: must be 1 with --hexgen-coordinator; a worker of the "
@@ -232,19 +245,21 @@ def _link(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
         )
     url = given["hexgen_advertise_url"]
     if url is None:
-        url = reachable_url(args.host, args.port, bool(args.ssl_certfile), endpoint=endpoint)
+        url = reachable_url(args.host, args.port, bool(args.ssl_certfile), endpoint=endpoints[0])
     fields = {
-        "coordinator": endpoint,
+        "coordinators": tuple(endpoints),
         "worker_id": given["hexgen_worker_id"] or _default_worker_id(args.port),
         "url": url.rstrip("/"),
         "hardware": given["hexgen_hardware"] or "",
         "keys": keys,
     }
-    share = given["hexgen_retain_prefixes"]
-    if share is not None:
-        if not 0 <= share <= 1:
-            raise ConfigError(f"--hexgen-retain-prefixes={share}: must be 0 to 1")
-        fields["retained_share"] = share
+    for flag, field in (("retain_prefixes", "retained_share"), ("prewarm", "prewarm_share")):
+        share = given[f"hexgen_{flag}"]
+        if share is not None:
+            if not 0 <= share <= 1:
+                name = flag.replace("_", "-")
+                raise ConfigError(f"--hexgen-{name}={share}: must be 0 to 1")
+            fields[field] = share
     _check_range("--hexgen-worker-id", fields["worker_id"], Name)
     hints = {field.name: field.type for field in msgspec.structs.fields(PluginConfig)}
     _check_range("--hexgen-advertise-url", fields["url"], hints["url"])

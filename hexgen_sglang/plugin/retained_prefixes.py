@@ -83,7 +83,7 @@ class RetainedPrefixes:
         self, share: float, kv_capacity_tokens: int, touch: Touch, count: Count | None = None
     ) -> None:
         self.rule: PrefixRetention[Prompt] = PrefixRetention(
-            share, kv_capacity_tokens, _common, _num_tokens
+            share, kv_capacity_tokens, common_tokens, _num_tokens
         )
         self._touch = touch
         self._count = count
@@ -128,21 +128,27 @@ class RetainedPrefixes:
 def touch_in(tree_cache: Any) -> Touch:
     """How prompts are marked as used in SGLang's prefix cache."""
     from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
-    from sglang.srt.mem_cache.radix_cache import RadixKey
 
     walk = getattr(tree_cache, "touch_prefix", None)  # 0.5.20 and older: matching marks, too
 
     def touch(prompt: Prompt, num_tokens: int) -> None:
-        salt = {"cache_salt": prompt.cache_salt} if prompt.cache_salt else {}
-        ids = prompt.token_ids
-        token_ids = ids if isinstance(ids, array) else array("q", ids)
-        key = RadixKey(token_ids, extra_key=prompt.extra_key, limit=num_tokens, **salt)
+        key = radix_key(prompt, num_tokens)
         if walk is not None:
             walk(key)
         else:
             tree_cache.match_prefix(MatchPrefixParams(key=key))
 
     return touch
+
+
+def radix_key(prompt: Prompt, num_tokens: int) -> Any:
+    """The beginning of a prompt as SGLang's prefix cache names it."""
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+
+    salt = {"cache_salt": prompt.cache_salt} if prompt.cache_salt else {}
+    ids = prompt.token_ids
+    token_ids = ids if isinstance(ids, array) else array("q", ids)
+    return RadixKey(token_ids, extra_key=prompt.extra_key, limit=num_tokens, **salt)
 
 
 def metric_count() -> Count:
@@ -165,7 +171,10 @@ def metric_count() -> Count:
     return count
 
 
-def _common(one: Prompt, other: Prompt) -> int:
+def common_tokens(one: Prompt, other: Prompt) -> int:
+    """Tokens that two prompts share from the first on, where the cache lets them."""
+    if (one.extra_key, one.cache_salt) != (other.extra_key, other.cache_salt):
+        return 0
     return shared_tokens(one.token_ids, other.token_ids)
 
 

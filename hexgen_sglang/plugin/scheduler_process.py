@@ -20,9 +20,17 @@ from hexgen_sglang.plugin.commands import CommandCounter, QueueCommand, queue_co
 from hexgen_sglang.plugin.config import PluginConfig
 from hexgen_sglang.plugin.ordering import QueueOrder
 from hexgen_sglang.plugin.prefix_hold import PrefixHold
+from hexgen_sglang.plugin.prefixes_ahead import (
+    AheadOnRank,
+    Parts,
+    PrewarmPrefix,
+    match_in,
+    metric_count_ahead,
+)
 from hexgen_sglang.plugin.request_view import requests_in, stamp_arrival
 from hexgen_sglang.plugin.retained_prefixes import (
     MarkPrefixes,
+    ReleasePrefixes,
     RetainedPrefixes,
     RetentionCommand,
     metric_count,
@@ -31,10 +39,18 @@ from hexgen_sglang.plugin.retained_prefixes import (
 )
 from hexgen_sglang.plugin.step_timer import StepTimer
 from hexgen_sglang.plugin.telemetry import Telemetry
-from hexgen_sglang.protocol.messages import LINK_VERSION, Cancel, Features, Hello, Release, Retain
+from hexgen_sglang.protocol.messages import (
+    LINK_VERSION,
+    Cancel,
+    Features,
+    Hello,
+    Prewarm,
+    Release,
+    Retain,
+)
 
 if TYPE_CHECKING:
-    from hexgen_sglang.plugin.agent import WorkerAgent
+    from hexgen_sglang.plugin.agents import WorkerAgents
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +64,7 @@ class SchedulerProcess:
         order: set when our policy orders the queue.
         hold: set when requests wait for prefixes that are being computed.
         prefixes: set, on every rank, when prefixes are kept between stages.
+        ahead: set, on every rank, when prefixes are computed ahead.
         telemetry, timer: set when this process owns the link; other ranks have none.
     """
 
@@ -61,26 +78,43 @@ class SchedulerProcess:
             if config.hold_prefixes:
                 self.hold = PrefixHold(lambda req: order.view(req).workflow_id)
         self.prefixes: RetainedPrefixes | None = None
+        self.ahead: AheadOnRank | None = None
+        self._parts = Parts()
         self.telemetry: Telemetry | None = None
         self.timer: StepTimer | None = None
-        self._agent: WorkerAgent | None = None
+        self._agent: WorkerAgents | None = None
 
     def start_link(self, scheduler: Any) -> None:
         """Begin to report, if a coordinator is set and this rank receives the requests."""
+        self._start_prefixes(scheduler)
+        if not self.config.coordinators or scheduler.recv_from_tokenizer is None:
+            return
+        self._agent = _make_agents(self.config, hello_of(self.config, scheduler))
+        self.telemetry = Telemetry(self._agent)
+        self.timer = _step_timer(self.config)
+        self._agent.start()
+        scheduler.load_inquirer.get_loads()  # its hook reports it: a first load from the start
+
+    def _start_prefixes(self, scheduler: Any) -> None:
+        """Keep prefixes, and compute some ahead, as far as that was asked for."""
+        receives = scheduler.recv_from_tokenizer is not None
+        kv_capacity_tokens = int(scheduler.max_total_num_tokens)
         if self.config.retained_share:
             self.prefixes = RetainedPrefixes(
                 self.config.retained_share,
-                int(scheduler.max_total_num_tokens),
+                kv_capacity_tokens,
                 touch_in(scheduler.tree_cache),
-                None if scheduler.recv_from_tokenizer is None else metric_count(),
+                metric_count() if receives else None,
             )
-        if self.config.coordinator is None or scheduler.recv_from_tokenizer is None:
-            return
-        self._agent = _make_agent(self.config, hello_of(self.config, scheduler))
-        self.telemetry = Telemetry(self._agent)
-        self.timer = StepTimer()
-        self._agent.start()
-        scheduler.load_inquirer.get_loads()  # its hook reports it: a first load from the start
+        if self.config.prewarm_share:
+            self.ahead = AheadOnRank(
+                self.config.prewarm_share,
+                kv_capacity_tokens,
+                int(scheduler.max_req_input_len),
+                match_in(scheduler.tree_cache),
+                (lambda *_: None) if self.prefixes is None else self.prefixes.rule.known,
+                metric_count_ahead() if receives else None,
+            )
 
     def stop_link(self, reason: str) -> None:
         """Say goodbye, if there is a link."""
@@ -118,8 +152,12 @@ class SchedulerProcess:
                 messages.extend(AbortReq(rid=request_id) for request_id in ids)
             elif isinstance(command, Retain | Release):
                 # An engine that keeps nothing did not ask for these.
-                if self.prefixes is not None:
+                if self.prefixes is not None or self.ahead is not None:
                     messages.append(retention_command(command, time.perf_counter()))
+            elif isinstance(command, Prewarm):
+                whole = self._parts.add(command, time.perf_counter())
+                if whole is not None and self.ahead is not None:
+                    messages.append(whole)
             else:
                 messages.append(queue_command(command, time.perf_counter()))
 
@@ -133,8 +171,8 @@ class SchedulerProcess:
             len(scheduler.running_batch.reqs), len(scheduler.waiting_queue)
         ):
             scheduler.load_inquirer.get_loads()
-        if self.prefixes is not None:
-            messages = self._follow_prefixes(messages, self.prefixes)
+        if self.prefixes is not None or self.ahead is not None:
+            messages = self._follow_prefixes(scheduler, messages)
         if not any(isinstance(message, QueueCommand) for message in messages):
             return messages
         rest = []
@@ -145,17 +183,33 @@ class SchedulerProcess:
                 rest.append(message)
         return rest
 
-    def _follow_prefixes(self, messages: list[Any], prefixes: RetainedPrefixes) -> list[Any]:
-        """Look at the requests and apply the commands about prefixes; returns the others."""
-        rest = []
+    def _follow_prefixes(self, scheduler: Any, messages: list[Any]) -> list[Any]:
+        """Look at the requests and apply the commands about prefixes; returns the others.
+
+        Behind them come requests of our own, for prefixes that are computed ahead.
+        """
+        prefixes, ahead = self.prefixes, self.ahead
+        rest: list[Any] = []
+        own: list[Any] = []
         for message in messages:
+            if isinstance(message, PrewarmPrefix):
+                if ahead is not None:
+                    is_busy = bool(rest or own or scheduler.waiting_queue)
+                    made = ahead.request(message, is_busy=is_busy)
+                    own += [] if made is None else [made]
+                continue
             if isinstance(message, RetentionCommand):
-                prefixes.apply(message)
+                if prefixes is not None:
+                    prefixes.apply(message)
+                if ahead is not None and isinstance(message, ReleasePrefixes):
+                    ahead.release(message.workflow_id)
                 continue
             rest.append(message)
             for request in requests_in(message):
-                prefixes.arrived(request)
-        return rest
+                for follower in (prefixes, ahead):
+                    if follower is not None:
+                        follower.arrived(request)
+        return rest + own
 
 
 @functools.cache
@@ -200,12 +254,28 @@ def device_name() -> str:
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")[:64]
 
 
-def _make_agent(config: PluginConfig, hello: Hello) -> WorkerAgent:
-    """The agent, not started. Without a coordinator nothing that knows sockets is imported."""
+def _step_timer(config: PluginConfig) -> StepTimer:
+    """Times steps; an emulated accelerator may read shared prefixes once."""
+    if config.emulate is None:
+        return StepTimer()
+    from hexgen_sglang.plugin.emulation.repeated import RepeatedTokens, repeated_read_frac
+
+    return StepTimer(repeated_read_frac(config), RepeatedTokens().count)
+
+
+def _make_agents(config: PluginConfig, hello: Hello) -> WorkerAgents:
+    """The agents, not started. Without a coordinator nothing that knows sockets is imported."""
     from hexgen_sglang.plugin.agent import WorkerAgent
+    from hexgen_sglang.plugin.agents import WorkerAgents
     from hexgen_sglang.transport.zmq_link import ZmqWorkerEnd, load_worker_keys
 
     keys = load_worker_keys(Path(config.keys)) if config.keys else None
-    endpoint = config.coordinator or ""
-    features = Features(keeps_prefixes=True) if config.retained_share else None
-    return WorkerAgent(lambda: ZmqWorkerEnd(endpoint, keys), hello, features=features)
+    features = None
+    if config.retained_share or config.prewarm_share:
+        features = Features(bool(config.retained_share), bool(config.prewarm_share))
+    return WorkerAgents(
+        [
+            WorkerAgent(functools.partial(ZmqWorkerEnd, endpoint, keys), hello, features=features)
+            for endpoint in config.coordinators
+        ]
+    )

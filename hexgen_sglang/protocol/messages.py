@@ -27,6 +27,9 @@ Count = Annotated[int, Meta(ge=0, le=2**40)]
 DurationMs = Annotated[float, Meta(ge=0, le=604_800_000)]
 StepSeconds = Annotated[float, Meta(ge=0, le=60)]
 TokenSeconds = Annotated[float, Meta(ge=0, le=1)]
+# Of a prefix that is computed ahead, in all and in one message.
+MAX_PREWARMED_TOKENS = 131_072
+TOKENS_IN_A_PART = 3_072
 
 
 class LinkMessage(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
@@ -100,6 +103,7 @@ class StepTimes(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="step_
     """Worker -> coordinator: what its steps cost, as fitted to all steps so far.
 
     Terms as in `core.worker.StepCosts`; `num_prefills` and `num_decodes`: steps they rest on.
+    The share that a repeated context token costs is stated, not fitted.
     """
 
     prefill_base_s: StepSeconds
@@ -110,16 +114,19 @@ class StepTimes(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="step_
     decode_context_s: TokenSeconds
     num_prefills: Count
     num_decodes: Count
+    decode_repeated_frac: Annotated[float, Meta(ge=0, le=1)] = 1.0
 
 
 class Features(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="features"):
     """Worker -> coordinator, after each `Welcome`: what it does beyond version 1.
 
-    `keeps_prefixes`: it acts on `Retain` and `Release`. Workers that do nothing of the kind do
-    not send it; a coordinator that does not know it skips it.
+    `keeps_prefixes`: it acts on `Retain` and `Release`. `prewarms`: on `Prewarm` and `Release`.
+    Workers that do nothing of the kind do not send it; a coordinator that does not know it skips
+    it.
     """
 
     keeps_prefixes: bool
+    prewarms: bool = False
 
 
 class Goodbye(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="goodbye"):
@@ -204,6 +211,23 @@ class Release(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="release
     workflow_id: WorkflowId
 
 
+class Prewarm(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="prewarm"):
+    """Coordinator -> worker that prewarms: compute what the workflow's next prompt begins with.
+
+    The prompt of `stage` is expected here soon; what is computed is wasted after `ttl_ms`. Its
+    beginning is `num_tokens` token ids, which come in several messages when they are many:
+    `token_ids` are those from `offset` on, as little-endian int32, in order and without gaps.
+    With `num_tokens` 0 none come: the worker goes by the prompts that it has had of the workflow.
+    """
+
+    workflow_id: WorkflowId
+    stage: Name
+    ttl_ms: DurationMs
+    num_tokens: Annotated[int, Meta(ge=0, le=MAX_PREWARMED_TOKENS)] = 0
+    offset: Annotated[int, Meta(ge=0, le=MAX_PREWARMED_TOKENS)] = 0
+    token_ids: Annotated[bytes, Meta(max_length=4 * TOKENS_IN_A_PART)] = b""
+
+
 WorkerMessage = Hello | Load | RequestFinished | StageFinished | StepTimes | Features | Goodbye
 CoordinatorMessage = (
     Welcome
@@ -215,4 +239,5 @@ CoordinatorMessage = (
     | PolicySettings
     | Retain
     | Release
+    | Prewarm
 )

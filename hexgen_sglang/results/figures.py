@@ -99,7 +99,16 @@ def _figures(
         overhead_frac=overhead_frac(facts),
         driver_lag_frac=max(statistics.driver_lag_frac(run) for run in runs),
         ratios=_latency_ratios(baseline, facts),
+        prefixes=_prefixes(facts),
     )
+
+
+def _prefixes(facts: Sequence[RunFacts]) -> dict[str, float]:
+    """Kept and prewarmed prefix tokens of all runs together."""
+    sums: dict[str, float] = {}
+    for name, tokens in (row for one in facts for row in one.prefixes.items()):
+        sums[name] = sums.get(name, 0.0) + tokens
+    return sums
 
 
 def deadlines_met(run: RunRecord) -> Values:

@@ -28,6 +28,8 @@ class RunFacts(Struct, frozen=True):
         run: what the driver saw.
         broken: laws that did not hold, as sentences.
         emulation: by worker, see `engines.emulation_between`; {} for real workers.
+        prefixes: prompt tokens of kept and of prewarmed prefixes, by what became of them; {} where
+            a system has neither.
         dispatch_waits_s: of each request at the coordinator, before it went to a worker;
             () without a coordinator.
         wall_s: real seconds, from flush to last reading.
@@ -37,6 +39,7 @@ class RunFacts(Struct, frozen=True):
     run: RunRecord
     broken: tuple[str, ...] = ()
     emulation: dict[str, dict[str, float]] = {}
+    prefixes: dict[str, float] = {}
     dispatch_waits_s: tuple[float, ...] = ()
     wall_s: float = 0.0
     machine_busy_frac: float | None = None
@@ -79,6 +82,7 @@ class SystemFigures(Struct, frozen=True):
     ratios: dict[str, Ratio]
     goodput_at_95_per_s: float | None = None
     goodput_is_bound: bool = True
+    prefixes: dict[str, float] = {}
 
 
 class LoadResult(Struct, frozen=True):

@@ -22,6 +22,7 @@ from hexgen_sglang.coordinator.incoming import GENERATE, IncomingRequest
 from hexgen_sglang.coordinator.live_request import Attempt, QueuedRequest
 from hexgen_sglang.coordinator.movement import Mover
 from hexgen_sglang.coordinator.prefix_keeper import PrefixKeeper
+from hexgen_sglang.coordinator.prewarmer import Prewarmer
 from hexgen_sglang.coordinator.prompt import BLOCK_TOKENS, PromptShape
 from hexgen_sglang.coordinator.queue import CentralQueue
 from hexgen_sglang.coordinator.usage import Usage
@@ -161,8 +162,19 @@ class CoordinatorFront:
             {},
             self._over,
         )
-        keeping = {e.name for e in engines if linked and e.retention is not None}
-        self._keeper = PrefixKeeper(self._tell, keeping.__contains__)
+        keeping = {e.name for e in engines if linked and (e.retention or e.ahead)}
+        prewarming = {e.name for e in engines if linked and e.ahead is not None}
+        self._keeper = PrefixKeeper(
+            self._tell,
+            keeping.__contains__,
+            Prewarmer(
+                self._dispatcher,
+                self._estimates,
+                self._send_ahead,
+                prewarming.__contains__,
+                _segments_of,
+            ),
+        )
         self._gate = DeadlineGate(
             config.admission_attainment,
             self._estimates,
@@ -227,7 +239,7 @@ class CoordinatorFront:
         record.worker_id = attempt.worker.worker_id
         record.dispatched_s = attempt.dispatched_s
         self.waits_s.append(now_s - record.accepted_s)
-        self._keeper.placed(request.workflow, record.worker_id, now_s)
+        self._keeper.placed(request, record.worker_id, now_s)
         engine = self._engines[attempt.worker.worker_id]
         sent = engine_request(request.asked, _engine_view(request.view, now_s))
         self._sent[request.view.request_id] = sent
@@ -304,16 +316,35 @@ class CoordinatorFront:
 
     def _tell(self, worker_id: str, message: Retain | Release) -> None:
         """A message on prefixes to an engine; it arrives a little later."""
-        retention, events = self._engines[worker_id].retention, self._events
-        assert retention is not None
+        engine, events = self._engines[worker_id], self._events
 
         def arrive() -> None:
-            if isinstance(message, Retain):
-                retention.retain(message.workflow_id, message.ttl_ms / 1_000, events.now_s)
-            else:
+            retention, ahead = engine.retention, engine.ahead
+            if isinstance(message, Release) and ahead is not None:
+                ahead.release(message.workflow_id)
+            if isinstance(message, Release) and retention is not None:
                 retention.release(message.workflow_id)
+            elif isinstance(message, Retain) and retention is not None:
+                retention.retain(message.workflow_id, message.ttl_ms / 1_000, events.now_s)
 
         events.at(events.now_s + self._delays.report_s, MESSAGE, arrive)
+
+    def _send_ahead(
+        self,
+        worker_id: str,
+        workflow_id: str,
+        stage: str,
+        ttl_s: float,
+        content: Segments | None,
+        num_tokens: int,
+    ) -> None:
+        """A worker is told with what a prompt will begin; it arrives a little later."""
+        engine = self._engines[worker_id]
+        self._events.at(
+            self._events.now_s + self._delays.report_s,
+            MESSAGE,
+            lambda: engine.prewarm(workflow_id, stage, ttl_s, content, num_tokens),
+        )
 
     def _report(self, engine: Engine) -> None:
         """The engine tells its load; it arrives a little later."""
@@ -372,6 +403,11 @@ class _Blocks:
             path = names.setdefault((path, key, -length), len(names) + 1)
             start += length
         return tuple(found)
+
+
+def _segments_of(request: QueuedRequest) -> Segments:
+    assert isinstance(request, _Queued)
+    return request.asked.segments
 
 
 def _worker(engine: Engine, estimates: Estimates, *, linked: bool) -> Worker:

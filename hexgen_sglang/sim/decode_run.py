@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 
-from hexgen_sglang.core.accelerator import AcceleratorProfile
+from hexgen_sglang.core.accelerator import AcceleratorProfile, tokens_read
 from hexgen_sglang.sim.engine_request import EngineRequest
+from hexgen_sglang.sim.prefix_cache import repeated_tokens
 
 
 class DecodeRun:
@@ -18,6 +19,7 @@ class DecodeRun:
     Attributes:
         requests: in the batch.
         num_steps: taken together.
+        num_repeated: context tokens that another request holds as well, where that matters.
         start_s, end_s: of all of them, once they run.
     """
 
@@ -26,6 +28,7 @@ class DecodeRun:
         "_first_s",
         "_growth_s",
         "end_s",
+        "num_repeated",
         "num_steps",
         "requests",
         "start_s",
@@ -34,6 +37,7 @@ class DecodeRun:
     def __init__(self, requests: list[EngineRequest]) -> None:
         self.requests = requests
         self.num_steps = 1
+        self.num_repeated = 0
         self.start_s = self.end_s = 0.0
         self._first_s = self._growth_s = 0.0
         self._context = 0
@@ -46,12 +50,16 @@ class DecodeRun:
             context += request.num_prompt_tokens + request.num_made_tokens
         self._context = context
         cost = profile.decode
+        num_read: float = context
+        if cost.repeated_read_frac is not None:
+            self.num_repeated = repeated_tokens([request.node for request in self.requests])
+            num_read = tokens_read(profile, context, self.num_repeated)
         per_token_s = cost.per_1k_context_tokens_s.value / 1_000
         self._growth_s = per_token_s * num_requests
         self._first_s = (
             cost.base_s.value
             + cost.per_request_s.value * num_requests
-            + per_token_s * context
+            + per_token_s * num_read
             + overhead_s
         )
         self.start_s = now_s

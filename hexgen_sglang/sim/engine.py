@@ -15,14 +15,15 @@ from dataclasses import dataclass
 
 from hexgen_sglang.core.accelerator import AcceleratorProfile, prefill_s
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.policies.estimators import StepCostFit
-from hexgen_sglang.policies.retention import PrefixRetention
+from hexgen_sglang.policies.retention import PrefixesAhead, PrefixRetention
 from hexgen_sglang.protocol.messages import Load
 from hexgen_sglang.sim.admission import Admission, NewTokenRatio
 from hexgen_sglang.sim.clock import STEP, Event, EventQueue
 from hexgen_sglang.sim.decode_run import DecodeRun
 from hexgen_sglang.sim.engine_request import EngineRequest
-from hexgen_sglang.sim.prefix_cache import PrefixCache, Segments
+from hexgen_sglang.sim.prefix_cache import PrefixCache, Segments, beginning
 from hexgen_sglang.sim.queue_order import QueueOrder, common_prefix, repeats
 
 _TOKEN = 1  # SGLang's page size, and what it reserves for rounding
@@ -69,6 +70,7 @@ class Engine:
         profile: what steps cost and what fits.
         order: of its waiting queue.
         retained_share: of the KV memory, for prefixes kept between stages; 0: none are.
+        prewarm_share: of it, for prefixes computed ahead and not used yet; 0: none are.
         events: the virtual clock.
         on_first_token, on_end: told of each request when its step has ended.
         on_change: told after each step that changed what is running or waiting.
@@ -87,6 +89,7 @@ class Engine:
         on_end: Told,
         on_change: Callable[[Engine], None],
         retained_share: float = 0.0,
+        prewarm_share: float = 0.0,
         overhead_s: float = 0.0,
         step_by_step: bool = False,
     ) -> None:
@@ -94,7 +97,8 @@ class Engine:
         self.profile = profile
         self.cache = PrefixCache()
         self.totals = EngineTotals()
-        self.costs = StepCostFit()
+        repeated = profile.decode.repeated_read_frac
+        self.costs = StepCostFit(1.0 if repeated is None else repeated.value)
         self.waiting: list[EngineRequest] = []
         self.running: list[EngineRequest] = []
         self._order = order
@@ -108,6 +112,7 @@ class Engine:
         self._max_running = profile.capacity.max_running_requests.value
         self._ratio = NewTokenRatio()
         self.retention = _retention(retained_share, self._kv_tokens)
+        self.ahead = _ahead(prewarm_share, self._kv_tokens)
         self._num_private = 0
         self._is_full = False
         self._has_ended = False  # some of `running` may have ended
@@ -154,7 +159,9 @@ class Engine:
         request.processed_at_arrival = self.totals.prefilled_tokens
         self.waiting.append(request)
         self._unseen.append(request)
-        if self.retention is not None:
+        if self.ahead is not None and not request.is_ahead:
+            self.ahead.arrived(request.view.workflow_id, request.segments)
+        if self.retention is not None and not request.is_ahead:
             view = request.view
             self.retention.arrived(
                 view.workflow_id,
@@ -169,6 +176,32 @@ class Engine:
             self._step.stop_after(self._events.now_s)
             self._await(self._step.end_s)
         self._on_change(self)
+
+    def prewarm(
+        self, workflow_id: str, stage: str, ttl_s: float, content: Segments | None, num_tokens: int
+    ) -> None:
+        """Compute what the workflow's next prompt begins with, by the rule of `PrefixesAhead`.
+
+        The first `num_tokens` of `content`; None: of what the engine has had of the workflow.
+        """
+        if content is None:
+            known = self.retention.known(workflow_id, stage) if self.retention is not None else None
+            if known is None:
+                return
+            content, num_tokens = known
+        now_s, prefix = self._events.now_s, beginning(content, num_tokens)
+        if self.ahead is None or num_tokens + 2 * _TOKEN > self._kv_tokens - _TOKEN:
+            return
+        _, num_cached = self.cache.match(prefix, num_tokens)
+        is_busy = bool(self.waiting) or self._chunked is not None
+        if self.ahead.begin(
+            workflow_id, prefix, num_tokens, num_cached, is_busy=is_busy, now_s=now_s, ttl_s=ttl_s
+        ):
+            request = EngineRequest(
+                RequestView(f"ahead/{workflow_id}/{now_s}", workflow_id, arrival_s=now_s), prefix, 1
+            )
+            request.is_ahead = True
+            self.submit(request)
 
     def withdraw(self, request: EngineRequest) -> bool:
         """Take a request back that waits here and has not begun; False when it has."""
@@ -234,7 +267,11 @@ class Engine:
             self._take_prefill(step)
         else:
             self.costs.add_decode(
-                len(step.requests), step.mean_context, seconds / step.num_steps, step.num_steps
+                len(step.requests),
+                step.mean_context,
+                seconds / step.num_steps,
+                step.num_steps,
+                step.num_repeated,
             )
             self._take_decode(step)
         self._step, self._next = self._next, None
@@ -250,7 +287,8 @@ class Engine:
             request.num_made_tokens += 1
             if request.first_token_s is None:
                 request.first_token_s = now_s
-                self._on_first_token(request, now_s)
+                if not request.is_ahead:
+                    self._on_first_token(request, now_s)
             if request.num_left == 0:
                 self._end(request)
 
@@ -295,7 +333,8 @@ class Engine:
         request.num_private_tokens = 0
         self.totals.ended += 1
         self._has_ended = True
-        self._on_end(request, self._events.now_s)
+        if not request.is_ahead:
+            self._on_end(request, self._events.now_s)
 
     def _plan(self) -> Step | None:
         """SGLang's choice of the next batch, as of now."""
@@ -475,6 +514,10 @@ def _retention(share: float, kv_tokens: int) -> PrefixRetention[Segments] | None
     if not share:
         return None
     return PrefixRetention(share, kv_tokens, common_prefix, _num_tokens)
+
+
+def _ahead(share: float, kv_tokens: int) -> PrefixesAhead[Segments] | None:
+    return PrefixesAhead(share, kv_tokens, common_prefix) if share else None
 
 
 def _num_tokens(prompt: Segments) -> int:

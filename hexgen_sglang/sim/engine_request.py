@@ -28,6 +28,7 @@ class EngineRequest:
         admitted_s, first_token_s: None before.
         num_retractions: times its running state was thrown away.
         order_key: by the plugin's policy; None until it was asked.
+        is_ahead: nobody's request: a prefix that is computed ahead.
         processed_at_arrival: the engine's count of prefilled tokens when it came (for hrrn).
     """
 
@@ -36,6 +37,7 @@ class EngineRequest:
         "arrival_s",
         "first_token_s",
         "ignores_eos",
+        "is_ahead",
         "max_new_tokens",
         "node",
         "num_cached_tokens",
@@ -82,6 +84,7 @@ class EngineRequest:
         self.num_retractions = 0
         self.order_key: OrderKey | None = None
         self.processed_at_arrival = 0
+        self.is_ahead = False
 
     @property
     def num_fill_tokens(self) -> int:

@@ -55,6 +55,11 @@ class PrefixCache:
         self._order = 0
         self._leaves: list[tuple[int, int, Node]] = []  # candidates for eviction
 
+    @property
+    def num_uses(self) -> int:
+        """Matches, insertions and additions so far."""
+        return self._uses
+
     def match(self, segments: Segments, limit: int) -> tuple[Node, int]:
         """The node at which the longest cached prefix ends, and its length, at most `limit`.
 
@@ -195,6 +200,31 @@ class PrefixCache:
     def _next_use(self) -> int:
         self._uses += 1
         return self._uses
+
+
+def repeated_tokens(nodes: Sequence[Node | None]) -> int:
+    """Tokens on the paths to these nodes beyond the first copy of each."""
+    repeated = 0
+    seen: set[int] = set()
+    for node in nodes:
+        at = node
+        while at is not None:
+            if id(at) in seen:
+                repeated += at.num_tokens
+            seen.add(id(at))
+            at = at.parent
+    return repeated
+
+
+def beginning(segments: Segments, num_tokens: int) -> tuple[tuple[str, int], ...]:
+    """The first `num_tokens` of a prompt."""
+    found = []
+    for key, length in segments:
+        if num_tokens <= 0:
+            break
+        found.append((key, min(length, num_tokens)))
+        num_tokens -= length
+    return tuple(found)
 
 
 class Run(Protocol):

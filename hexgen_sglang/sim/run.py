@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -126,6 +127,7 @@ class _Simulation:
                 on_end=self._ended,
                 on_change=self._changed,
                 retained_share=system.engine.retained_share if system.linked else 0.0,
+                prewarm_share=system.engine.prewarm_share if system.linked else 0.0,
                 overhead_s=settings.overhead_s.get(name, 0.0),
                 step_by_step=settings.step_by_step,
             )
@@ -150,6 +152,7 @@ class _Simulation:
                 engine.name: _summary(engine, self._settings.overhead_s.get(engine.name, 0.0))
                 for engine in self._engines
             },
+            prefixes=_prefixes(self._engines),
             dispatch_waits_s=tuple(waits),
             wall_s=wall_s,
         )
@@ -217,6 +220,25 @@ def worker_names(profiles: Sequence[AcceleratorProfile]) -> list[str]:
         count = seen[name] = seen.get(name, -1) + 1
         numbered.append(f"{name}-{count}" if names.count(name) > 1 else name)
     return numbered
+
+
+def _prefixes(engines: Sequence[Engine]) -> dict[str, float]:
+    """What became of kept and prewarmed prefixes, as the bench counts it."""
+    sums: Counter[str] = Counter()
+    for engine in engines:
+        if engine.retention is not None:
+            kept = engine.retention.totals
+            sums.update(
+                retained_kept=kept.kept, retained_used=kept.used, retained_wasted=kept.wasted
+            )
+        if engine.ahead is not None:
+            ahead = engine.ahead.totals
+            sums.update(
+                prewarmed_computed=ahead.computed,
+                prewarmed_saved=ahead.saved,
+                prewarmed_wasted=ahead.wasted,
+            )
+    return {name: float(tokens) for name, tokens in sums.items()}
 
 
 def _summary(engine: Engine, overhead_s: float) -> dict[str, float]:

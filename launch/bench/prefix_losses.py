@@ -2,10 +2,12 @@
 
     .venv/bin/python launch/bench/prefix_losses.py --traces ../shared/traces --json FILE
 
-In the simulator, with the coordinator's working set, in three ways: prefixes are not kept between
-stages, they are (`retain`), and - a bound for every prewarm - each prompt finds at its worker what
-any worker has computed before it, at no cost. Of all prompt tokens: found in the cache; `evicted`,
-computed again because the worker had lost them; `elsewhere`, only another worker had them.
+In the simulator, in these ways: prefixes are not kept between stages and none computed ahead; they
+are kept (`retain`), computed ahead (`prewarm`), both; and - a bound for every prewarm - each prompt
+finds at its worker what any worker has computed before it, at no cost. Of all prompt tokens: found
+in the cache; `evicted`, computed again because the worker had lost them; `elsewhere`, only another
+worker had them; `ahead`, computed before their request came. The public traces know no time for
+tools; `tool_time.py` adds it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from hexgen_sglang.workload.formats import load_trace
 from hexgen_sglang.workload.plan import WorkloadSettings, build_workload
 
 OFF, FREE = "off", "free_prewarm"
-PLAIN = "coordinator:marginal_cost+hexgen"
+DISPATCH, ENGINE = "coordinator:marginal_cost", "hexgen"
 
 
 class Watch:
@@ -85,7 +87,7 @@ class WatchedEngine(Engine):
 
     def _prefill_of(self, admission: Admission) -> Prefill:
         for request, _ in admission.chosen:
-            if request not in self._seen:
+            if request not in self._seen and not request.is_ahead:
                 self._seen.add(request)
                 self._count(request)
         return super()._prefill_of(admission)
@@ -109,9 +111,15 @@ class WatchedEngine(Engine):
 
 
 def measure(
-    cluster: Path, trace: str, load: str, seed: int, workflows: int, share: float
+    cluster: Path,
+    trace: str,
+    load: str,
+    seed: int,
+    workflows: int,
+    share: float,
+    working_set: float | None = None,
 ) -> dict[str, Any]:
-    """One cell in the three ways."""
+    """One cell in every way; `working_set`: another than the cluster file's."""
     config = load_cluster(cluster)
     profiles, loaded = cluster_profiles(config, None), load_trace(trace)
     (asked,) = parse_loads(load, capacity_per_s(loaded, profiles))
@@ -119,8 +127,10 @@ def measure(
     workload = build_workload(loaded, settings, profiles)
     names = tuple(name for row in config.workers for name in row.names())
     found: dict[str, Any] = {"trace": Path(trace).stem, "load": load, "seed": seed}
-    kept = f"retain={share:g}"
-    for way, system in ((OFF, PLAIN), (kept, f"{PLAIN}[{kept}]"), (FREE, PLAIN)):
+    kept, ahead = f"retain={share:g}", f"prewarm={share:g}"
+    dispatch = DISPATCH if working_set is None else f"{DISPATCH}[working_set={working_set:g}]"
+    for way in (OFF, kept, ahead, f"{kept};{ahead}", FREE):
+        system = f"{dispatch}+{ENGINE}" + (f"[{way}]" if "=" in way else "")
         watch = Watch(free_prewarm=way == FREE)
         sim = SimSettings(worker_names=names, coordinator=config.coordinator, make_engine=watch)
         facts = simulate(parse_system(system), workload, profiles, sim)
@@ -134,10 +144,16 @@ def figures(facts: RunFacts, watch: Watch) -> dict[str, Any]:
     total = watch.counts.pop("prompt")
     kept = [one.retention.totals for one in watch.engines if one.retention is not None]
     num_kept = sum(one.kept for one in kept)
+    ahead = [one.ahead.totals for one in watch.engines if one.ahead is not None]
+    num_ahead = sum(one.computed for one in ahead)
     return {
         **{f"{name}_frac": round(count / total, 5) for name, count in watch.counts.items()},
         "kept_used_frac": sum(one.used for one in kept) / num_kept if num_kept else None,
         "kept_wasted_frac": sum(one.wasted for one in kept) / num_kept if num_kept else None,
+        "ahead_frac": round(num_ahead / total, 5),
+        "ahead_wasted_frac": sum(one.wasted for one in ahead) / num_ahead if num_ahead else None,
+        "ahead_refused": sum(one.refused for one in ahead),
+        "ahead_present": sum(one.present for one in ahead),
         "p95_s": round(took[math.ceil(0.95 * len(took)) - 1], 2),
         "mean_s": round(sum(took) / len(took), 2),
         "broken": list(facts.broken),
@@ -154,14 +170,17 @@ def main() -> None:
     parser.add_argument("--loads", default="70%,90%", help="shares of the capacity")
     parser.add_argument("--workflows", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--share", type=float, default=0.5, help="of the memory, for `retain`")
+    parser.add_argument("--share", type=float, default=0.5, help="of the memory, for each way")
+    parser.add_argument("--working-set", type=float, help="another than the cluster file's; 0: off")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     args = parser.parse_args()
     folder = Path(args.traces)
     names = sorted(map(str, folder.glob("*.json"))) if folder.is_dir() else [args.traces]
     cells = []
     for trace, load, seed in itertools.product(names, args.loads.split(","), range(args.seeds)):
-        cell = measure(args.cluster, trace, load, seed, args.workflows, args.share)
+        cell = measure(
+            args.cluster, trace, load, seed, args.workflows, args.share, args.working_set
+        )
         print(json.dumps(cell), flush=True)
         cells.append(cell)
     report = {"command": " ".join(["python", *sys.argv]), "cells": cells}

@@ -432,6 +432,41 @@ FACTS: tuple[Fact, ...] = (
         ),
         "what the cache tells prompts apart by",
     ),
+    # Prefixes computed ahead: a request that is copied, and whose output SGLang does not send.
+    Fact(
+        Names(
+            f"{_IO}.TokenizedGenerateReqInput",
+            (
+                "input_text",
+                "stream",
+                "sampling_params",
+                "time_stats",
+                "return_logprob",
+                "session_id",
+                "bootstrap_room",
+                "custom_logit_processor",
+            ),
+        ),
+        "what a request of our own is made of",
+    ),
+    Fact(
+        Text(
+            f"{_PARTS}.output_streamer.SchedulerOutputStreamer._stream_output_generation",
+            "if req.finished() and req.finished_output:",
+        ),
+        "nothing is sent of a request whose output counts as sent",
+    ),
+    Fact(Names(_REQ, ("finished_output", "retraction_count")), "a request's output counts as sent"),
+    Fact(Names(_SCHEDULER, ("max_req_input_len",)), "the longest prompt that is taken"),
+    Fact(
+        AnyOf(
+            (
+                Names(f"{_SRT}.mem_cache.base_prefix_cache.MatchResult", ("device_prefix_len",)),
+                Names(f"{_SRT}.mem_cache.base_prefix_cache.MatchResult", ("device_indices",)),
+            )
+        ),
+        "how much of a prompt is cached",
+    ),
     # The emulated accelerator.
     Fact(
         Text(

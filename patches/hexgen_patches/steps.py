@@ -12,9 +12,11 @@ def before_batch(
     scheduler: Any, batch: Any, *args: Any, **kwargs: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """BEFORE run_batch: the step is launched."""
-    timer = this_process().timer
-    if timer is not None:
-        timer.launched(batch, time.perf_counter())
+    process = this_process()
+    if process.ahead is not None:
+        process.ahead.launched(batch.reqs)
+    if process.timer is not None:
+        process.timer.launched(batch, time.perf_counter())
     return (scheduler, batch, *args), kwargs
 
 

@@ -40,6 +40,7 @@ chunk_tokens = { value = 512, source = "made up" }
 base_s = { value = 0.03, source = "made up" }
 per_request_s = { value = 0.002, source = "made up" }
 per_1k_context_tokens_s = { value = 0.004, source = "made up" }
+repeated_read_frac = { value = 0.25, source = "made up" }
 
 [capacity]
 kv_tokens = { value = 3000, source = "made up" }
@@ -203,6 +204,23 @@ def test_a_cached_prefix_is_not_computed_again(server: Server) -> None:
     assert warm[0]["extend_tokens"] == 3
     assert warm[0]["context_tokens"] == 400
     assert warm[0]["predicted_s"] < cold[0]["predicted_s"] - 0.1
+
+
+def test_what_requests_share_is_read_at_the_price_that_the_profile_says(server: Server) -> None:
+    prefix = fresh(8, 400)
+    server.generate(prefix, 1)
+
+    def both() -> list[dict[str, Any]]:
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(lambda own: server.generate([*prefix, own], 30), (15, 16)))
+
+    _, steps = server.new_steps(both)
+    together = [step for step in steps if step["kind"] == "decode" and step["num_requests"] == 2]
+    assert together
+    for step in together:
+        predicted_s = decode_s(CARD, 2, step["context_tokens"], 400)
+        assert step["predicted_s"] == pytest.approx(predicted_s)
+        assert predicted_s < decode_s(CARD, 2, step["context_tokens"]) - 0.001
 
 
 @pytest.mark.parametrize("workflows", [["one"] * 4, ["one", "one", "two", "two"]])

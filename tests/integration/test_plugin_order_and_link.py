@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,7 @@ from hexgen_sglang.cluster.process import ChildProcess, stop_all, wait_ready
 from hexgen_sglang.cluster.worker import WorkerSpec
 from hexgen_sglang.protocol.messages import (
     LINK_VERSION,
+    TOKENS_IN_A_PART,
     Cancel,
     CoordinatorMessage,
     Features,
@@ -36,6 +38,7 @@ from hexgen_sglang.protocol.messages import (
     HelloWanted,
     Load,
     PolicySettings,
+    Prewarm,
     Release,
     Reprioritise,
     RequestFinished,
@@ -208,7 +211,7 @@ def engine(tiny_model: str, logs_folder: Path) -> Iterator[Engine]:
         hardware="test-cpu",
         flags=(
             *("--max-running-requests", "1"),
-            *("--hexgen-retain-prefixes", "0.5", "--enable-metrics"),
+            *("--hexgen-retain-prefixes", "0.5", "--hexgen-prewarm", "0.5", "--enable-metrics"),
         ),
     )
     arguments = spec.command()[spec.command().index("sglang.launch_server") + 1 :]
@@ -296,24 +299,58 @@ def test_a_kept_prefix_outlives_one_that_was_used_later(engine: Engine) -> None:
         assert status == 200, answer
         return answer["meta_info"]["cached_tokens"]
 
-    def kept_tokens() -> float:
-        with urllib.request.urlopen(f"{engine.spec.url}/metrics", timeout=60) as answer:
-            lines = answer.read().decode().splitlines()
-        mine = 'hexgen_retained_prefix_tokens_total{outcome="kept"'
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(mine))
-
     since = len(engine.coordinator.messages)
-    assert engine.coordinator.seen(Features) == [Features(keeps_prefixes=True)]
+    assert engine.coordinator.seen(Features) == [Features(True, True)]
     assert ask("kept-1", 1, "kept") == 0
     assert ask("given-up-1", 2, "given-up") == 0
     engine.coordinator.send(Release("given-up"))
     engine.coordinator.send(Retain("kept", 60_000.0))
-    engine.coordinator.wait_for("mark", lambda: kept_tokens() >= 2_500)
+    kept = 'hexgen_retained_prefix_tokens_total{outcome="kept"'
+    engine.coordinator.wait_for("mark", lambda: counted(engine, kept) >= 2_500)
     for number in range(5):
         ask(f"other-{number}", 10 + number)
     assert ask("kept-2", 1, "kept") >= 2_500
     assert ask("given-up-2", 2, "given-up") == 0
     engine.ends(since, 9)
+
+
+def counted(engine: Engine, metric: str) -> float:
+    """The sum of what begins with `metric` in the engine's metrics."""
+    with urllib.request.urlopen(f"{engine.spec.url}/metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(metric))
+
+
+def test_a_prefix_is_computed_before_its_request_comes(engine: Engine) -> None:
+    """Token ids in two messages; nobody gets the answer, and a request finds them cached."""
+    since = len(engine.coordinator.messages)
+    engine.send("pattern", None).result()
+    engine.ends(since, 1)
+    since = len(engine.coordinator.messages)
+    ids = array("i", [200 + (number * 11) % 600 for number in range(3_500)])
+    for offset in (0, TOKENS_IN_A_PART):
+        part = ids[offset : offset + TOKENS_IN_A_PART].tobytes()
+        engine.coordinator.send(Prewarm("ahead", "revise", 60_000.0, len(ids), offset, part))
+    computed = 'hexgen_prewarmed_prefix_tokens_total{outcome="computed"'
+    engine.coordinator.wait_for("prewarm", lambda: counted(engine, computed) >= len(ids))
+    tag = {"workflow_id": "ahead", "stage": "revise"}
+    body = {
+        "input_ids": [*ids, 7, 8, 9],
+        "rid": "ahead-1",
+        "sampling_params": {"max_new_tokens": 1, "custom_params": {"hexgen": tag}},
+    }
+    status, answer = post(f"{engine.spec.url}/generate", body)
+    assert status == 200
+    assert answer["meta_info"]["cached_tokens"] >= len(ids) - 64
+    saved = 'hexgen_prewarmed_prefix_tokens_total{outcome="saved"'
+    assert counted(engine, saved) == len(ids)
+    engine.coordinator.send(Prewarm("ahead", "revise", 60_000.0))  # as the engine knows it
+    present = 'hexgen_prewarms_left_total{reason="present"'
+    engine.coordinator.wait_for("present", lambda: counted(engine, present) >= 1)
+    (finished,) = engine.ends(since, 1)  # of what was computed ahead nothing is told
+    assert finished.request_id == "ahead-1"
+    log = engine.processes[engine.spec.name].log_path.read_text(errors="replace")
+    assert "but the state was deleted" not in log
 
 
 def test_a_malformed_tag_is_a_400_that_names_field_value_and_range(engine: Engine) -> None:

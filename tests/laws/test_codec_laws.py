@@ -18,6 +18,8 @@ from hexgen_sglang.protocol.codec import (
     encode,
 )
 from hexgen_sglang.protocol.messages import (
+    MAX_PREWARMED_TOKENS,
+    TOKENS_IN_A_PART,
     Cancel,
     CoordinatorMessage,
     Features,
@@ -27,6 +29,7 @@ from hexgen_sglang.protocol.messages import (
     HelloWanted,
     Load,
     PolicySettings,
+    Prewarm,
     Rejected,
     Release,
     Reprioritise,
@@ -86,7 +89,7 @@ WORKER_MESSAGES = st.one_of(
         *[STEP_SECONDS, STEP_SECONDS, TOKEN_SECONDS],
         *[COUNTS, COUNTS],
     ),
-    st.builds(Features, st.booleans()),
+    st.builds(Features, st.booleans(), st.booleans()),
     st.builds(Goodbye, TEXTS),
 )
 COORDINATOR_MESSAGES = st.one_of(
@@ -104,6 +107,15 @@ COORDINATOR_MESSAGES = st.one_of(
     ),
     st.builds(Retain, WORKFLOW_IDS, DURATIONS_MS),
     st.builds(Release, WORKFLOW_IDS),
+    st.builds(
+        Prewarm,
+        WORKFLOW_IDS,
+        NAMES,
+        DURATIONS_MS,
+        st.integers(0, MAX_PREWARMED_TOKENS),
+        st.integers(0, MAX_PREWARMED_TOKENS),
+        st.binary(max_size=4 * TOKENS_IN_A_PART),
+    ),
 )
 EITHER = st.one_of(
     WORKER_MESSAGES.map(lambda message: (message, decode_worker_message)),

@@ -17,6 +17,8 @@ from hexgen_sglang.bench.systems import parse_system
 from hexgen_sglang.core.accelerator import AcceleratorProfile
 from hexgen_sglang.core.accelerator_toml import profile_from_toml
 from hexgen_sglang.results.schema import RunFacts
+from hexgen_sglang.sim.engine import Engine, Prefill
+from hexgen_sglang.sim.host import HostTimes
 from hexgen_sglang.sim.run import SimSettings, simulate
 from hexgen_sglang.workload.formats import load_trace
 from hexgen_sglang.workload.plan import Workload, WorkloadSettings, build_workload
@@ -63,12 +65,41 @@ def cramped(profile: AcceleratorProfile, kv_tokens: int) -> AcceleratorProfile:
     return msgspec.structs.replace(profile, capacity=less)
 
 
+class Watched(Engine):
+    """An engine that is looked at whenever it has chosen what to do."""
+
+    last_s = 0.0
+
+    def _launch(self) -> None:
+        super()._launch()
+        now_s = self._events.now_s
+        assert now_s >= self.last_s
+        self.last_s = now_s
+        assert self._step is not None or not self.waiting, "it stands still and requests wait"
+        assert self.num_free >= 0, "it uses more KV slots than it has"
+        running, _ = self.counts
+        assert running <= self.profile.capacity.max_running_requests.value
+        for step in (self._step, self._next):
+            if isinstance(step, Prefill):
+                assert step.num_tokens <= self.profile.prefill.chunk_tokens.value
+
+
+@pytest.mark.parametrize("system", ["fcfs+round_robin", "lpm+round_robin", "paper", "hexgen"])
+@pytest.mark.parametrize("kv_tokens", [24_000, 200_000])
+def test_work_is_conserved_and_memory_never_overdrawn(system: str, kv_tokens: int) -> None:
+    crew = [cramped(profile, kv_tokens) for profile in profiles("a100", "a6000")]
+    load = workload(seed=5, rate_per_s=0.5, num_workflows=12)
+    watching = simulate(parse_system(system), load, crew, SimSettings(make_engine=Watched))
+    assert watching.broken == ()
+
+
 KEEPS_PREFIXES = "coordinator:marginal_cost+hexgen[retain=0.5]"
+PREWARMS = "coordinator:marginal_cost+hexgen[retain=0.3;prewarm=0.5]"
 
 
 @settings(max_examples=14, deadline=None)
 @given(
-    st.sampled_from([*SYSTEMS, KEEPS_PREFIXES]),
+    st.sampled_from([*SYSTEMS, KEEPS_PREFIXES, PREWARMS]),
     st.integers(0, 50),
     st.sampled_from([0.02, 0.1, 0.5]),
     st.sampled_from([24_000, 60_000]),
@@ -92,11 +123,12 @@ def test_no_law_is_broken(system: str, seed: int, rate_per_s: float, kv_tokens: 
 
 
 @pytest.mark.parametrize("system", [name for name in SYSTEMS if not name.startswith("hrrn")])
-def test_steps_taken_together_end_when_single_steps_do(system: str) -> None:
+@pytest.mark.parametrize("host", [HostTimes(), HostTimes(0.15, 0.1, 0.01, {"a100": 0.002})])
+def test_steps_taken_together_end_when_single_steps_do(system: str, host: HostTimes) -> None:
     load = workload(seed=1, rate_per_s=0.3, num_workflows=25)
     crew = profiles("a100", "a6000")
-    together = simulate(parse_system(system), load, crew)
-    single = simulate(parse_system(system), load, crew, SimSettings(step_by_step=True))
+    together = simulate(parse_system(system), load, crew, SimSettings(host))
+    single = simulate(parse_system(system), load, crew, SimSettings(host, step_by_step=True))
     ends = {request.request_id: request for request in single.run.requests}
     for request in together.run.requests:
         other = ends[request.request_id]

@@ -30,6 +30,7 @@ from hexgen_sglang.plugin.config import PluginConfig
 from hexgen_sglang.plugin.emulation.accounting import StepAccounting, StepRecord
 from hexgen_sglang.plugin.emulation.clock import EmulatedClock, StepTiming
 from hexgen_sglang.plugin.emulation.profile_file import load_profile
+from hexgen_sglang.plugin.emulation.repeated import RepeatedTokens
 from hexgen_sglang.plugin.emulation.step_log import StepLog
 from hexgen_sglang.plugin.request_view import custom_params
 from hexgen_sglang.protocol.emulation import OUTPUT_TOKENS
@@ -65,6 +66,8 @@ class EmulatedAccelerator:
         self._zero_s = time.perf_counter()
         self._last_cpu_s = time.thread_time()
         jitter = profile.jitter
+        shares_reads = profile.decode.repeated_read_frac is not None
+        self._repeated = RepeatedTokens() if shares_reads else None
         self._sigma = jitter.relative_sigma.value if jitter else 0.0
         self._random = random.Random(jitter.seed if jitter else 0)
         self._log = None
@@ -132,7 +135,8 @@ class EmulatedAccelerator:
             context_tokens = batch.seq_lens_sum
             if context_tokens is None:
                 context_tokens = int(batch.seq_lens_cpu.sum())
-            seconds = decode_s(self._profile, len(batch.reqs), context_tokens)
+            repeated = 0 if self._repeated is None else self._repeated.count(batch)
+            seconds = decode_s(self._profile, len(batch.reqs), context_tokens, repeated)
             return "decode", seconds, 0, context_tokens
         # In a mixed batch the decoding requests come last, with one new token each.
         num_decoding = len(batch.decoding_reqs) if mode.is_mixed() and batch.decoding_reqs else 0

@@ -10,6 +10,8 @@ next event).
   own decode: a step of the batch it joins, times the stall that prefills of others cause there.
   join: a sibling's end counts only where it is later than that of its stage's other siblings,
     beside `sibling_cost_frac` of it.
+  shared reads: where a worker reads a prefix once for all that share it, what a request found
+    cached counts little beside another of its stage.
   imposed: its prefill stalls every request that decodes there and delays those behind it, and
     its presence lengthens each of their later steps, while both run.
   urgency: 1 - relative slack, at least `least_urgency`: the share of its budget that the workflow
@@ -156,7 +158,8 @@ class MarginalCost:
         cached = self.prefix_trust * min(candidate.num_cached_tokens, max(0, prompt - 1))
         output = request.expected_output_tokens or self.default_output
         own_s = costs.prefill_s(prompt - cached, cached)
-        longer_s = costs.decode_request_s + costs.decode_context_s * prompt
+        num_read = prompt - crowd.num_shared(request.stage, cached)
+        longer_s = costs.decode_request_s + costs.decode_context_s * num_read
         step_s = (crowd.step_s + longer_s) * candidate.worker.decode_stall
         wait_s = crowd.ahead_s + crowd.memory_wait_s(candidate.worker, prompt - cached + output)
         imposed = own_s * crowd.weight + longer_s * crowd.weighted_overlap(output)
@@ -220,6 +223,7 @@ class _Crowd:
         "_freed",
         "_held",
         "_left",
+        "_stages",
         "_weight_left",
         "_weight_more",
         "ahead_s",
@@ -235,7 +239,13 @@ class _Crowd:
         self.at_s = now_s
         self.costs = costs = step_costs(worker)
         context = sum([x.num_prompt_tokens for x in worker.in_flight])
-        self.step_s = costs.decode_s(len(worker.in_flight), context)
+        self._stages: dict[str, list[int]] = {}
+        if costs.decode_repeated_frac < 1:
+            for x in worker.in_flight:
+                cached = x.num_prompt_tokens - x.num_uncached_tokens
+                self._stages.setdefault(x.stage, []).append(cached)
+        repeated = sum(sum(cached) - max(cached) for cached in self._stages.values())
+        self.step_s = costs.decode_s(len(worker.in_flight), context, repeated)
         stalled_s = max(1e-6, self.step_s * worker.decode_stall)
         self.ahead_s = 0.0
         prefilled_s = float("-inf")
@@ -263,6 +273,12 @@ class _Crowd:
         self.weight = sum(weights)
         passed = itertools.accumulate(weight for _, weight, _ in rows)
         self._weight_more = [self.weight - sofar for sofar in passed]
+
+    def num_shared(self, stage: str, num_cached: float) -> float:
+        """Context tokens that cost nothing beside those there already; 0 where all are read."""
+        if stage not in self._stages:
+            return 0.0
+        return (1.0 - self.costs.decode_repeated_frac) * num_cached
 
     def weighted_overlap(self, output: float) -> float:
         """Sum of urgency x tokens that each makes while a request of `output` tokens runs."""

@@ -23,11 +23,16 @@ _DECODE_UNITS = (1.0, 10.0, 1e4)  # steps, requests, context tokens
 class StepCostFit:
     """The fit of one worker.
 
+    Args:
+        repeated_frac: what a context token costs that another request of the step holds as well,
+            as a share of reading it, 0 to 1; not fitted.
+
     Attributes:
         num_prefills, num_decodes: steps seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, repeated_frac: float = 1.0) -> None:
+        self._repeated_frac = repeated_frac
         self.num_prefills = 0
         self.num_decodes = 0
         self._prefill = _Equations(_PREFILL_UNITS)
@@ -42,20 +47,27 @@ class StepCostFit:
         self._prefill.add((1.0, num_uncached, num_attended), seconds, 1.0)
 
     def add_decode(
-        self, num_requests: int, num_context_tokens: float, seconds: float, steps: int = 1
+        self,
+        num_requests: int,
+        num_context_tokens: float,
+        seconds: float,
+        steps: int = 1,
+        num_repeated_tokens: float = 0.0,
     ) -> None:
         """`steps` decode steps of so many requests took `seconds` each, on average.
 
-        `num_context_tokens`: their contexts together, on average.
+        `num_context_tokens`: their contexts together, on average; `num_repeated_tokens` of them
+        another request holds as well.
         """
+        num_read = num_context_tokens - (1.0 - self._repeated_frac) * num_repeated_tokens
         self.num_decodes += steps
-        self._decode.add((1.0, num_requests, num_context_tokens), seconds, float(steps))
+        self._decode.add((1.0, num_requests, num_read), seconds, float(steps))
 
     def costs(self) -> StepCosts | None:
         """The terms; None before 8 steps of each kind."""
         if self.num_prefills < MIN_STEPS or self.num_decodes < MIN_STEPS:
             return None
-        return StepCosts(*self._prefill.solution(), *self._decode.solution())
+        return StepCosts(*self._prefill.solution(), *self._decode.solution(), self._repeated_frac)
 
 
 class _Equations:

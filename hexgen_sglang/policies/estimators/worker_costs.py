@@ -79,6 +79,7 @@ def _usual_s(costs: StepCosts) -> float:
 def profile_costs(profile: AcceleratorProfile, time_scale: float = 1.0) -> StepCosts:
     """A profile's step costs; `time_scale`: its seconds in one of ours, above 0."""
     prefill, decode = profile.prefill, profile.decode
+    repeated = decode.repeated_read_frac
     return StepCosts(
         prefill.base_s.value / time_scale,
         prefill.per_token_s.value / time_scale,
@@ -86,4 +87,5 @@ def profile_costs(profile: AcceleratorProfile, time_scale: float = 1.0) -> StepC
         decode.base_s.value / time_scale,
         decode.per_request_s.value / time_scale,
         decode.per_1k_context_tokens_s.value / 1_000 / time_scale,
+        1.0 if repeated is None else repeated.value,
     )

@@ -24,6 +24,12 @@ class StageGaps:
         """After that stage the workflow was away for so long; below 0 counts as 0."""
         self._gaps.at((workflow_type, stage)).add(seconds * _MS)
 
+    def usual_s(self, workflow_type: str, stage: str) -> float | None:
+        """The gap that half of the workflows do not exceed; None before the first was seen."""
+        seen = self._gaps.get((workflow_type, stage))
+        gap_ms = None if seen is None else seen.at(0.5)
+        return None if gap_ms is None else gap_ms / _MS
+
     def ttl_s(self, workflow_type: str, stage: str) -> float:
         """Time to live of a prefix after the stage: twice the gap that 90 % do not exceed.
 

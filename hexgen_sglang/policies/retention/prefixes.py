@@ -76,7 +76,7 @@ class _Kept(Generic[P]):
     workflow_type: str
     expires_s: float
     back_s: float
-    contexts: dict[Hashable, _Context[P]] = field(default_factory=dict)
+    contexts: dict[tuple[Hashable, str], _Context[P]] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -174,6 +174,25 @@ class PrefixRetention(Generic[P]):
         if known is not None:
             self._give_up(known)
             self._is_news = True
+
+    def known(self, workflow_id: str, stage: str) -> tuple[P, int] | None:
+        """A prompt, and how many of its tokens the workflow's next one of the stage should share.
+
+        Of the workflow's own context where it had the stage here before, else of the stage's
+        template in the workflow's namespace. None for a workflow that has had no prompt here.
+        """
+        workflow = self._workflows.get(workflow_id)
+        if workflow is None:
+            return None
+        for (_, name), context in workflow.contexts.items():
+            if name == stage and context.num_tokens >= WORTH_KEEPING:
+                return context.prompt, context.num_tokens
+        namespace = next(iter(workflow.contexts))[0]
+        templates = self._templates.get((namespace, workflow.workflow_type, stage)) or []
+        newest = max(templates, key=lambda template: template.used_s, default=None)
+        if newest is None or not newest.num_tokens:
+            return None
+        return newest.prompt, newest.num_tokens
 
     def is_due(self, now_s: float) -> bool:
         """Whether there is something to mark, and the last `refresh` is a while ago."""

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 from hexgen_sglang.coordinator.prefix_keeper import PrefixKeeper
-from hexgen_sglang.coordinator.workflows import Outcome, Workflow, WorkflowTracker
+from hexgen_sglang.coordinator.workflows import (
+    Outcome,
+    RequestRecord,
+    Workflow,
+    WorkflowTracker,
+)
 from hexgen_sglang.policies.estimators import StageEstimates
 from hexgen_sglang.protocol.messages import Release, Retain
 from hexgen_sglang.protocol.tag import WorkflowTag
+
+
+def sent(workflow: Workflow, record: RequestRecord) -> Any:
+    """As much of a placed request as the keeper reads."""
+    return SimpleNamespace(workflow=workflow, record=record, lane="")
 
 
 class Scene:
@@ -26,7 +39,7 @@ class Scene:
         self.num += 1
         found = WorkflowTag(workflow_id="flow", workflow_type="sql", stage=stage, **tag)
         workflow, record = self.tracker.accept(found, f"r{self.num}", start_s)
-        self.keeper.placed(workflow, worker_id, start_s)
+        self.keeper.placed(sent(workflow, record), worker_id, start_s)
         self.tracker.close(workflow, record, Outcome.COMPLETED, end_s)
         self.keeper.ended(workflow, stage, end_s)
         return workflow
@@ -64,7 +77,7 @@ def test_siblings_that_still_run_keep_a_stage_open() -> None:
     placed = []
     for request_id in ("r1", "r2"):
         placed.append(scene.tracker.accept(tag, request_id, 0.0))
-        scene.keeper.placed(placed[-1][0], "w1", 0.0)
+        scene.keeper.placed(sent(*placed[-1]), "w1", 0.0)
     for number, (workflow, record) in enumerate(placed):
         scene.tracker.close(workflow, record, Outcome.COMPLETED, 1.0)
         scene.keeper.ended(workflow, "draft", 1.0)
@@ -90,7 +103,7 @@ def test_workers_that_keep_nothing_and_requests_without_a_workflow_are_left_alon
     scene = Scene()
     scene.run("draft", "plain", 0.0, 1.0)
     workflow, record = scene.tracker.accept(None, "alone", 0.0)
-    scene.keeper.placed(workflow, "w1", 0.0)
+    scene.keeper.placed(sent(workflow, record), "w1", 0.0)
     scene.tracker.close(workflow, record, Outcome.COMPLETED, 1.0)
     scene.keeper.ended(workflow, "", 1.0)
     assert scene.told == []

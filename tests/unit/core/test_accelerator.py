@@ -60,6 +60,20 @@ def test_a_decode_step_is_base_and_requests_and_contexts() -> None:
     assert decode_s(ROUND, 3, 4_000) == pytest.approx(0.02 + 3 * 0.002 + 4 * 0.003)
 
 
+def test_a_token_that_others_hold_too_costs_its_share_of_a_read() -> None:
+    text = TEXT.replace(
+        "[capacity]",
+        'repeated_read_frac = { value = 0.25, source = "stated" }\n\n[capacity]',
+    )
+    shares = profile_from_toml(text, "shares.toml")
+    plain = decode_s(ROUND, 4, 10_000)
+    assert decode_s(ROUND, 4, 10_000, 6_000) == plain  # read again for each
+    # 6,000 of 10,000 tokens at a quarter: 5,500 are read.
+    assert decode_s(shares, 4, 10_000, 6_000) == pytest.approx(0.02 + 4 * 0.002 + 5.5 * 0.003)
+    assert decode_s(shares, 4, 10_000) == plain
+    assert profile_from_toml(profile_to_toml(shares), "again.toml") == shares
+
+
 def test_a_mixed_step_pays_the_larger_base_once() -> None:
     prefill_part = prefill_s(ROUND, [(100, 0)]) - 0.05
     decode_part = decode_s(ROUND, 2, 1_000) - 0.02

@@ -20,6 +20,7 @@ from hexgen_sglang.protocol.messages import (
     Heartbeat,
     Load,
     PolicySettings,
+    Prewarm,
     Rejected,
     Release,
     Reprioritise,
@@ -139,11 +140,12 @@ async def test_it_registers_reports_in_order_and_brings_commands(scene, hello):
         PolicySettings(ordering="fcfs", settings={}),
         Retain(workflow_id="flow", ttl_ms=500.0),
         Release(workflow_id="flow"),
+        Prewarm("flow", "revise", 500.0, 2, 0, b"\1\0\0\0\2\0\0\0"),
     ]
     for command in commands:
         assert await scene.link.send_to("w1", command)
     taken = []
-    await until(lambda: taken.extend(agent.take_commands()) or len(taken) == 5)
+    await until(lambda: taken.extend(agent.take_commands()) or len(taken) == len(commands))
     assert taken == commands
     status = agent.status()
     assert status.state is LinkState.WELCOMED
@@ -152,7 +154,7 @@ async def test_it_registers_reports_in_order_and_brings_commands(scene, hello):
 
 async def test_what_it_does_beyond_the_first_version_is_said_after_every_welcome(scene, hello):
     scene.start_coordinator()
-    features = Features(keeps_prefixes=True)
+    features = Features(keeps_prefixes=True, prewarms=True)
     scene.start_agent(hello, features=features)
     await until(lambda: scene.observer.features == [features])
     await scene.stop_coordinator()

@@ -56,7 +56,7 @@ def test_a_link_works_with_any_policy() -> None:
     asked = config("--schedule-policy", "lpm", *LINK, "--port", "4000")
     assert asked is not None
     assert asked.ordering is None
-    assert asked.coordinator == "tcp://127.0.0.1:5555"
+    assert asked.coordinators == ("tcp://127.0.0.1:5555",)
     assert asked.url == "http://127.0.0.1:4000"
     assert asked.worker_id is not None
     assert asked.worker_id.endswith(":4000")
@@ -75,6 +75,14 @@ def test_prefixes_are_kept_only_when_asked_for() -> None:
     assert plain is not None
     assert asked is not None
     assert (plain.retained_share, asked.retained_share) == (0.0, 0.4)
+
+
+def test_prefixes_are_computed_ahead_only_when_asked_for() -> None:
+    plain, asked = config(*LINK), config(*LINK, "--hexgen-prewarm", "0.2")
+    assert plain is not None
+    assert asked is not None
+    assert (plain.prewarm_share, asked.prewarm_share) == (0.0, 0.2)
+    assert asked.retained_share == 0.0
 
 
 @pytest.mark.parametrize(
@@ -98,6 +106,8 @@ def test_a_flag_without_the_one_it_needs_is_refused(flag) -> None:
         (("--hexgen-coordinator", "127.0.0.1:5555"), "must be tcp://HOST:PORT"),
         (("--hexgen-coordinator", "tcp://127.0.0.1:99999"), "must be tcp://HOST:PORT"),
         (("--hexgen-coordinator", "tcp://10.0.0.9:5555"), "CURVE keys are required"),
+        ((LINK[0], f"{LINK[1]},tcp://10.0.0.9:5555"), "CURVE keys are required"),
+        ((LINK[0], f"{LINK[1]}, {LINK[1]}"), "one of them is there twice"),
         ((*LINK, "--hexgen-worker-id", "two words"), "--hexgen-worker-id='two words'"),
         ((*LINK, "--hexgen-worker-id", "x" * 65), "--hexgen-worker-id='x"),
         ((*LINK, "--hexgen-advertise-url", "gpu-1:8443"), "--hexgen-advertise-url='gpu-1:8443'"),
@@ -105,6 +115,7 @@ def test_a_flag_without_the_one_it_needs_is_refused(flag) -> None:
         ((*LINK, "--hexgen-keys", "/no/such/folder"), "--hexgen-keys=/no/such/folder: no such"),
         ((*LINK, "--hexgen-retain-prefixes", "1.5"), "prefixes=1.5: must be 0 to 1"),
         ((*LINK, "--hexgen-retain-prefixes", "nan"), "prefixes=nan: must be 0 to 1"),
+        ((*LINK, "--hexgen-prewarm", "-0.1"), "--hexgen-prewarm=-0.1: must be 0 to 1"),
         ((*LINK, "--dp-size", "2"), "--dp-size=2: must be 1 with --hexgen-coordinator"),
         (("--hexgen-emulate", "/no/such/profile.toml"), "/no/such/profile.toml"),
     ],

@@ -82,3 +82,22 @@ def test_results_without_a_launch_are_ignored() -> None:
     timer = StepTimer()
     timer.ended(5.0)
     assert timer.news(10.0) is None
+
+
+def test_shared_context_counts_at_the_share_that_it_costs() -> None:
+    timer = StepTimer(0.25, lambda batch: batch.seq_lens_sum // 2)
+    now_s = 100.0
+    for number in range(40):
+        uncached, cached = 100 + 731 * (number % 7), 500 * (number % 5)
+        requests, context = 1 + number % 9, 3_000 * (1 + number % 4)
+        for batch, seconds in (
+            (prefill((uncached, cached)), prefill_s(uncached, cached)),
+            (decode(requests, context), decode_s(requests, round(0.625 * context))),
+        ):
+            timer.launched(batch, now_s)
+            now_s += seconds
+            timer.ended(now_s)
+    news = timer.news(now_s)
+    assert news is not None
+    assert news.decode_context_s == pytest.approx(2e-7, rel=0.01)
+    assert news.decode_repeated_frac == 0.25

@@ -158,3 +158,22 @@ def test_what_is_kept_of_a_worker_is_dropped_when_something_there_changes() -> N
 def test_settings_out_of_range_are_refused_by_name(setting: str) -> None:
     with pytest.raises(Exception, match=setting):
         DISPATCH.create("marginal_cost", **{setting: -1.0})
+
+
+def test_a_request_is_cheap_beside_those_that_share_its_prefix_where_that_is_read_once() -> None:
+    """Dear reads, and nobody in a hurry: alike but for the stage that is decoding there."""
+    dear = replace(FAST, decode_context_s=1e-5)
+    asked = request(stage="revise", num_prompt_tokens=2_100)
+    others = in_flight("x", stage="vote"), in_flight("y", stage="vote")
+    alike = in_flight("x"), in_flight("y")
+
+    def choice(frac: float) -> str | None:
+        costs = replace(dear, decode_repeated_frac=frac)
+        candidates = (
+            Candidate(worker("a", *others, costs=costs), num_cached_tokens=1_500),
+            Candidate(worker("b", *alike, costs=costs), num_cached_tokens=1_500),
+        )
+        return pick(asked, *candidates)
+
+    assert choice(1.0) == "a"  # the same price: the smaller name
+    assert choice(0.0) == "b"

@@ -77,3 +77,21 @@ def test_what_a_worker_measured_goes_before_what_its_hardware_states() -> None:
     assert known.of("v") == measured
     known.forget("v")
     assert known.of("v", "a100") is TRUE
+
+
+def test_repeated_context_counts_at_its_share_in_fit_and_prediction() -> None:
+    costs = StepCosts(0.045, 2.7e-4, 0.0, 0.02, 5e-4, 1.6e-7, decode_repeated_frac=0.2)
+    assert costs.decode_s(2, 10_000, 5_000) == pytest.approx(costs.decode_s(2, 6_000))
+    fit = StepCostFit(repeated_frac=0.2)
+    draw = random.Random(3)
+    for _ in range(60):
+        uncached = draw.randint(10, 8_000)
+        fit.add_prefill(uncached, uncached**2 / 2, costs.prefill_s(uncached, 0))
+        requests, context = draw.randint(1, 40), draw.randint(2_000, 90_000)
+        repeated = draw.randint(0, context // 2)
+        seconds = costs.decode_s(requests, context, repeated)
+        fit.add_decode(requests, context, seconds, num_repeated_tokens=repeated)
+    found = fit.costs()
+    assert found is not None
+    assert found.decode_context_s == pytest.approx(1.6e-7, rel=1e-3)
+    assert found.decode_repeated_frac == 0.2
