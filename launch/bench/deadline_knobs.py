@@ -361,7 +361,7 @@ def main() -> int:
             f"{100 * row['right_in_time_frac']:.1f} % right and in time, "
             f"{row['requests_per_question']:.1f} requests a question, {row['dropped']}"
         )
-    settings = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()}
+    settings = {key: v.name if isinstance(v, Path) else v for key, v in vars(args).items()}
     result |= {
         "settings": settings | {"agent": asdict(AgentSettings(num_candidates=args.candidates))},
         "chances": {"right": RIGHT, "wrong": WRONG, "mended": MENDED, "judged": JUDGED},
