@@ -67,6 +67,9 @@ class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
             link with the same URL and no stated name here brings its own.
         hardware: such as "a100"; workers of one name are taken to be alike.
         max_in_flight: requests sent there at once; default: the engine's own limit.
+        kv_events, kv_replay: ZMQ endpoints of SGLang's --kv-events-config on that worker
+            ("endpoint" and "replay_endpoint"), by which the coordinator knows what its prefix cache
+            holds; "": it goes by what it sent there. Only for prompts of token ids.
         prefill_tokens_per_s, decode_tokens_per_s: starting values until rates are learned;
             decode is the rate of one request in a batch of the usual size.
     """
@@ -77,9 +80,15 @@ class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     max_in_flight: Annotated[int, Meta(ge=1, le=65_536)] | None = None
     prefill_tokens_per_s: Rate | None = None
     decode_tokens_per_s: Rate | None = None
+    kv_events: Annotated[str, Meta(max_length=255)] = ""
+    kv_replay: Annotated[str, Meta(max_length=255)] = ""
 
     def __post_init__(self) -> None:
         check_worker_url(self.url)
+        for endpoint in filter(None, (self.kv_events, self.kv_replay)):
+            checked_endpoint(endpoint, has_keys=True, bind=False)
+        if self.kv_replay and not self.kv_events:
+            raise ConfigError("kv_replay: needs kv_events")
 
 
 class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -277,6 +286,11 @@ class CoordinatorFile(Struct, frozen=True, forbid_unknown_fields=True):
                 if name is not None and name in seen:
                     raise ConfigError(f"workers: {name!r} is there twice; must be unique")
                 seen.add(name or "")
+        if self.coordinator.isolate_tenant_caches and any(row.kv_events for row in self.workers):
+            raise ConfigError(
+                "kv_events: must be \"\" with isolate_tenant_caches; the events do not tell whose "
+                "prefix it is"
+            )
         if self.tenants and self.coordinator.api_keys is None:
             raise ConfigError("tenants: needs api_keys; without keys nobody proves its tenant")
 

@@ -7,7 +7,7 @@ tell waiting in the engine from prefill.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hexgen_sglang.coordinator.incoming import IncomingRequest
@@ -53,6 +53,9 @@ class AwaitedReport:
     record: RequestRecord
 
 
+ExactMatch = Callable[[str, Sequence[int]], "int | None"]
+
+
 class Estimates:
     """Lengths, seconds, rates and prefixes.
 
@@ -63,6 +66,7 @@ class Estimates:
 
     Attributes:
         stages, rates, costs, prompts, prefixes: the estimators themselves.
+        exact: leading blocks of token ids that a worker holds, where its KV events tell; else None.
         num_refused_reports: of workers about requests that were not theirs, or times that
             cannot be.
     """
@@ -71,6 +75,7 @@ class Estimates:
         self._trust_output_limits = trust_output_limits
         self.stages = StageEstimates(uses_chain=uses_chain)
         self.num_refused_reports = 0
+        self.exact: ExactMatch = _unknown
         self.rates = WorkerRates()
         self.costs = WorkerCosts()
         self.prompts = PromptLengths()
@@ -151,6 +156,9 @@ class Estimates:
     def num_cached_tokens(self, worker_id: str, shape: PromptShape, num_prompt_tokens: int) -> int:
         """Prompt tokens believed to be in the worker's prefix cache."""
         matched = self.prefixes.num_matched(worker_id, shape.blocks)
+        if shape.num_token_ids:
+            exact = self.exact(worker_id, shape.blocks)
+            matched = matched if exact is None else exact
         return tokens_of_blocks(shape, matched, num_prompt_tokens)
 
     def note_sent(self, attempt: Attempt) -> None:
@@ -298,6 +306,11 @@ def _output_tokens(incoming: IncomingRequest, usage: Usage) -> int:
     limit = incoming.max_output_tokens
     most = (_MAX_OUTPUT_TOKENS if limit is None else limit) * incoming.num_outputs
     return min(usage.output_tokens, most)
+
+
+def _unknown(worker_id: str, blocks: Sequence[int]) -> int | None:
+    """No worker tells."""
+    return None
 
 
 def _is_possible(message: RequestFinished, awaited: AwaitedReport, now_s: float | None) -> bool:

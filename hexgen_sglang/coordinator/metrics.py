@@ -55,6 +55,18 @@ class Metrics:
             "1 while the API key file cannot be used and the keys read before stay in force.",
             registry=registry,
         )
+        self.kv_gaps = Counter(
+            "hexgen_kv_event_gaps",
+            "Gaps in a worker's KV events, by how they were closed: replayed or rebuilt.",
+            ["worker_id", "outcome"],
+            registry=registry,
+        )
+        self.kv_whole = Gauge(
+            "hexgen_kv_index_whole",
+            "1 while all that a worker's prefix cache holds is known from its KV events.",
+            ["worker_id"],
+            registry=registry,
+        )
         self.retries = Counter(
             "hexgen_retries",
             "Attempts that failed at a worker, by reason.",
@@ -272,6 +284,8 @@ class Metrics:
             self.worker_state.labels(worker_id, known.value).set(known is worker.state)
         self.worker_linked.labels(worker_id).set(worker.linked)
         self.in_flight.labels(worker_id).set(len(worker.in_flight))
+        if worker.kv_index is not None:
+            self.kv_whole.labels(worker_id).set(worker.kv_index.is_whole)
         load, capacity = worker.load, worker.kv_capacity_tokens
         if load is None:  # no series: a sum over workers stays a number
             self.worker_queued.remove_by_labels({"worker_id": worker_id})
@@ -290,6 +304,7 @@ class Metrics:
             self.in_flight,
             self.worker_queued,
             self.worker_kv_usage,
+            self.kv_whole,
         ):
             gauge.remove_by_labels({"worker_id": worker_id})
 

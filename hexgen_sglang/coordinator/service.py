@@ -27,6 +27,7 @@ from hexgen_sglang.coordinator.dispatcher import Dispatcher, with_deadline
 from hexgen_sglang.coordinator.estimates import Estimates
 from hexgen_sglang.coordinator.exchange import Exchanges
 from hexgen_sglang.coordinator.health import HealthWatch
+from hexgen_sglang.coordinator.kv_follower import follow_kv_events
 from hexgen_sglang.coordinator.limits import Limiter
 from hexgen_sglang.coordinator.link import CoordinatorLink
 from hexgen_sglang.coordinator.link_events import LinkEvents
@@ -106,6 +107,7 @@ class Coordinator:
             self._kick,
             has_stated_hosts=bool(config.allowed_worker_hosts),
         )
+        estimates.exact = directory.exact_match
         policy = AdjustablePolicy(config.dispatch, config.dispatch_settings)
         self.tuning = Tuning(
             config,
@@ -223,9 +225,12 @@ class Coordinator:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Background work goes on inside this block: probes, link, sweeping, keys."""
-        for row in self.settings.workers:
-            self.parts.directory.add(row, "config")
         tasks = [asyncio.create_task(self._sweep())]
+        for row in self.settings.workers:
+            worker = self.parts.directory.add(row, "config")
+            if row.kv_events:
+                follow = follow_kv_events(worker, row, self.parts.metrics)
+                tasks.append(asyncio.create_task(follow))
         if self.access.ring is not None:
             tasks.append(asyncio.create_task(self._watch_keys()))
         if self._link is not None:

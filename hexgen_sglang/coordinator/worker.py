@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from hexgen_sglang.coordinator.breaker import CircuitBreaker
+from hexgen_sglang.coordinator.kv_index import KvIndex
 from hexgen_sglang.coordinator.live_request import Attempt
 from hexgen_sglang.core.worker import InFlight, StepCosts, WorkerLoad, WorkerState, WorkerView
 from hexgen_sglang.policies.estimators import Rates
@@ -67,6 +68,7 @@ class Worker:
         version: counts changes of these two.
         breaker: keeps requests from it while it fails them.
         num_prompt_tokens, num_cached_tokens: of its answers so far that told both.
+        kv_index: what its prefix cache holds, where it tells by KV events.
         last_error: why it is unreachable, for people.
     """
 
@@ -104,6 +106,7 @@ class Worker:
             _BREAKER_FAILURES, _BREAKER_FIRST_S, _BREAKER_MOST_S, random.random
         )
     )
+    kv_index: KvIndex | None = None
     num_in_flight_tokens: int = 0
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
@@ -141,6 +144,8 @@ class Worker:
         self._sum_dispatched_s += attempt.dispatched_s
         self._blocks.update(attempt.request.incoming.shape.blocks)
         self.sent_since_load_tokens += attempt.num_uncached_tokens
+        if self.kv_index is not None:
+            self.kv_index.note_sent(attempt.request.incoming.shape.blocks, attempt.dispatched_s)
 
     def release(self, attempt: Attempt, now_s: float) -> float:
         """Stop counting an attempt; returns the busy seconds since the last release or idling."""

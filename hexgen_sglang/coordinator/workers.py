@@ -9,7 +9,7 @@ import asyncio
 import ipaddress
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hexgen_sglang.coordinator.config import LOOPBACK_HOSTS, WorkerConfig, check_worker_url
 from hexgen_sglang.coordinator.estimates import Estimates
@@ -77,6 +77,13 @@ class WorkerDirectory:
         """Whether the worker computes prefixes ahead when it is told of them."""
         worker = self.workers.get(worker_id)
         return worker is not None and worker.prewarms
+
+    def exact_match(self, worker_id: str, blocks: Sequence[int]) -> int | None:
+        """Leading blocks of token ids in the worker's prefix cache; None when it does not tell."""
+        worker = self.workers.get(worker_id)
+        if worker is None or worker.kv_index is None or not worker.kv_index.is_whole:
+            return None
+        return worker.kv_index.num_matched(blocks, time.monotonic())
 
     def ready(self) -> list[Worker]:
         """Workers that take requests now."""
