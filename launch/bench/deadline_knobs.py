@@ -1,6 +1,6 @@
 """What the agent's deadline knobs are worth on an overloaded cluster: questions answered in time.
 
-    .venv/bin/python launch/bench/deadline_knobs.py --json FILE     (12 minutes on two cores)
+    .venv/bin/python launch/bench/deadline_knobs.py --json FILE     (8 minutes on two cores)
 
 What is real: the agent (`text2sql.Agent`, with its aborts), the coordinator, and SGLang's
 schedulers. Emulated: the accelerators' forward passes. What is made up: the model's text, since
