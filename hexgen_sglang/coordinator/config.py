@@ -288,7 +288,7 @@ class CoordinatorFile(Struct, frozen=True, forbid_unknown_fields=True):
                 seen.add(name or "")
         if self.coordinator.isolate_tenant_caches and any(row.kv_events for row in self.workers):
             raise ConfigError(
-                "kv_events: must be \"\" with isolate_tenant_caches; the events do not tell whose "
+                'kv_events: must be "" with isolate_tenant_caches; the events do not tell whose '
                 "prefix it is"
             )
         if self.tenants and self.coordinator.api_keys is None:

@@ -122,9 +122,7 @@ class Coordinator:
             stale_after_s,
             early=config.binding == "early",
         )
-        self._mover = Mover(
-            directory.workers.values, rules, config.move_overdue, Attempt.recall
-        )
+        self._mover = Mover(directory.workers.values, rules, config.move_overdue, Attempt.recall)
         directory.on_drain = self._drained
         dispatcher = Dispatcher(
             policy,
