@@ -78,7 +78,7 @@ class PrefixKeeper:
             self._release(workflow)
             return
         held.left_s, held.stage = now_s, stage
-        if workflow.deadline_s is not None and workflow.deadline_s < now_s:
+        if _is_hopeless(workflow, now_s):
             self._tell_all(held, Release(workflow.workflow_id))
             return
         ttl_s = self._gaps.ttl_s(workflow.workflow_type, stage)
@@ -103,3 +103,10 @@ class PrefixKeeper:
     def _tell_all(self, held: _Held, message: Retain | Release) -> None:
         for worker_id in held.worker_ids:
             self._tell(worker_id, message)
+
+
+def _is_hopeless(workflow: Workflow, now_s: float) -> bool:
+    """Its deadline has passed, or is known to be out of reach."""
+    if workflow.deadline_s is None:
+        return False
+    return workflow.deadline_s < now_s or workflow.demoted_s is not None

@@ -90,6 +90,15 @@ def test_a_workflow_that_missed_its_deadline_is_given_up() -> None:
     assert scene.told == [("w1", Release("flow"))]
 
 
+def test_a_workflow_that_cannot_meet_its_deadline_any_more_is_given_up() -> None:
+    scene = Scene()
+    workflow = scene.run("draft", "w1", 0.0, 1.0, budget_ms=60_000)
+    assert isinstance(scene.told[-1][1], Retain)
+    workflow.demoted_s = 1.5
+    scene.run("revise", "w1", 2.0, 3.0)
+    assert scene.told[-1] == ("w1", Release("flow"))
+
+
 def test_a_cancelled_workflow_is_given_up_once() -> None:
     scene = Scene()
     workflow = scene.run("draft", "w1", 0.0, 1.0)
