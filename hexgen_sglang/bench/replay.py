@@ -243,6 +243,7 @@ class Replay:
             budget_ms=self._budget_ms(planned),
             siblings=len(node.requests),
             sibling_index=sibling,
+            tenant=planned.tenant or None,
             final=len(last) == 1 and stage in last,
         )
         return Call(

@@ -104,7 +104,7 @@ def _run_engine(
         for load, seed, system in runs:
             settings = replace(plan.workload, rate_per_s=load.rate_per_s, seed=seed)
             workload = build_workload(plan.trace, settings, plan.profiles)
-            one = _run_one(plan, engines, system, workload)
+            one = run_one(plan, engines, system, workload)
             store.write(load, seed, system, one)
             done.append(one)
             progress.ended(f"{system.name}, {load.label}, seed {seed}", one)
@@ -119,7 +119,7 @@ def _by_engine(systems: Sequence[System]) -> list[tuple[Engine, list[System]]]:
     return list(groups.items())
 
 
-def _run_one(plan: Plan, engines: Engines, system: System, workload: Workload) -> RunFacts:
+def run_one(plan: Plan, engines: Engines, system: System, workload: Workload) -> RunFacts:
     """One replay between two readings of all counters, judged by the laws."""
     began_s = time.monotonic()
     ticks = machine.cpu_ticks()

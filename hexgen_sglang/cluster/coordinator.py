@@ -19,6 +19,7 @@ from hexgen_sglang.cluster.process import ChildProcess
 from hexgen_sglang.coordinator.config import (
     CoordinatorConfig,
     CoordinatorFile,
+    PeerConfig,
     WorkerConfig,
     as_toml,
 )
@@ -34,12 +35,14 @@ class CoordinatorSpec:
     Attributes:
         config: all its settings; port and link are stated (`with_ports` fills them in).
         workers: those that do not announce themselves over the link.
+        peers: other coordinators before the same workers.
         name: name of its log file and of the configuration file written beside it.
     """
 
     config: CoordinatorConfig
     workers: tuple[WorkerConfig, ...] = ()
     name: str = "coordinator"
+    peers: tuple[PeerConfig, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("api_keys", "tls_cert"):
@@ -74,7 +77,7 @@ class CoordinatorSpec:
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.toml"
-        file = CoordinatorFile(coordinator=self.config, workers=self.workers)
+        file = CoordinatorFile(self.config, self.workers, self.peers)
         path.write_text(as_toml(file), encoding="utf-8")
         return ChildProcess(
             self.name,

@@ -61,7 +61,7 @@ def admit(parts: Parts, incoming: IncomingRequest) -> LiveRequest:
     lane = _lane(parts.directory.models(), incoming.model)
     if parts.queue.is_full:
         parts.dispatcher.run_pass()  # some of it may be leaving in this turn of the loop
-    parts.queue.check_room()
+    parts.queue.check_room((incoming.tag and incoming.tag.tenant) or incoming.caller.tenant or "")
     request_id = uuid.uuid4().hex
     now_s, tag = parts.clock(), incoming.tag_for(request_id)
     is_new = parts.tracker.get(tag.workflow_id) is None

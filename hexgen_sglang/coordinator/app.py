@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from hexgen_sglang.coordinator import incoming, openapi, placement_routes, reports
+from hexgen_sglang.coordinator import incoming, openapi, peer_routes, placement_routes, reports
 from hexgen_sglang.coordinator.access import Caller
 from hexgen_sglang.coordinator.api_keys import Role
 from hexgen_sglang.coordinator.config import WorkerConfig
@@ -36,6 +36,8 @@ Handler = Callable[[Coordinator, Request], Awaitable[Response]]
 EVERYBODY: tuple[Role, ...] = ()
 OPERATOR = (Role.OPERATOR,)
 ANY_KEY = tuple(Role)
+
+WORKFLOW_NOT_FOUND = "workflow_not_found"
 
 
 class NewWorker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +65,10 @@ def make_app(coordinator: Coordinator, more_routes: Sequence[BaseRoute] = ()) ->
                 return await handler(coordinator, request)
             except HexgenError as error:
                 refusal = as_api_error(error)
+                if refusal.code == WORKFLOW_NOT_FOUND:
+                    answer = await peer_routes.asked_elsewhere(coordinator, request)
+                    if answer is not None:
+                        return answer
                 if refusal.status in (401, 403):
                     coordinator.parts.metrics.refused.labels(str(refusal.status)).inc()
                 return _refusal(refusal)
@@ -95,6 +101,7 @@ def make_app(coordinator: Coordinator, more_routes: Sequence[BaseRoute] = ()) ->
         routes=[
             *generation,
             *placement_routes.routes(coordinator),
+            *peer_routes.routes(coordinator),
             *others,
             *more_routes,
         ],
@@ -119,6 +126,8 @@ class _Generation:
             caller = admitted(coordinator, request.headers, (Role.CLIENT,))
             raw = await read_body(request, coordinator)
             checked = incoming.read_request(self._route, raw, request.headers, caller)
+            if await peer_routes.passed_on(coordinator, checked, request, raw, delivery, receive):
+                return
             await coordinator.exchanges.answer(checked, request.headers, delivery, receive, trace)
         except ClientDisconnect:
             return
@@ -147,6 +156,8 @@ async def _openapi(coordinator: Coordinator, request: Request) -> Response:
     }
     if coordinator.config.direct:
         bodies |= placement_routes.BODIES
+    if coordinator.peers is not None:
+        bodies |= peer_routes.BODIES
     return _json(openapi.document(bodies))
 
 
@@ -245,7 +256,7 @@ def _found(coordinator: Coordinator, request: Request) -> Workflow:
     raise ApiError(
         404,
         f"workflow_id={workflow_id[:128]!r}: not known, or forgotten",
-        code="workflow_not_found",
+        code=WORKFLOW_NOT_FOUND,
         param="workflow_id",
     )
 

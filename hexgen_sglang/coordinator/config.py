@@ -91,6 +91,21 @@ class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
             raise ConfigError("kv_replay: needs kv_events")
 
 
+class PeerConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One `[[peers]]` row: another coordinator before the same workers.
+
+    Attributes:
+        coordinator_id: as that coordinator's own configuration says.
+        url: its base address over HTTP.
+    """
+
+    coordinator_id: Name
+    url: Annotated[str, Meta(max_length=512)]
+
+    def __post_init__(self) -> None:
+        check_worker_url(self.url)
+
+
 class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The table `[coordinator]`.
 
@@ -110,7 +125,9 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
         link: ZMQ endpoint for the workers' plugins, "tcp://127.0.0.1:5600" or "ipc://PATH"; ""
             for none. Off loopback it needs `keys`.
         keys: folder of CURVE keys made by `hexgen-sglang keys`.
-        coordinator_id: name told to workers and shown in logs.
+        coordinator_id: name told to workers and peers and shown in logs.
+        peer_key: file with an API key of the role operator, shown to `[[peers]]`.
+        peer_interval_ms: peers tell each other what they have at least this often.
         dispatch, dispatch_settings: which policy picks the worker, and its settings.
         binding: "late": a request waits in the central queue until a worker can soon start
             it; "early": it goes to the worker that the policy picks at once, and waits there.
@@ -124,6 +141,11 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
             probability, or that would bring the share of admitted workflows that meet theirs below
             it, gets 429 with the earliest deadline that could be kept. None: none is refused for
             its deadline.
+        tenant_shares: "keys": while several tenants wait, the one goes first that attained less
+            of the workers, for its `weight`; tenants are those of `api_keys`, and without these
+            all callers are one. "stated": tenants are believed to be who they say they are.
+            "off": all callers are one.
+        tenant_half_life_s: what a tenant attained counts half after so long.
         trust_output_limits: a request is expected to produce no more than its own limit.
             False where limits are the true lengths, as in benchmarks, so that no policy
             learns a length from them.
@@ -192,6 +214,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
     link: Annotated[str, Meta(max_length=255)] = ""
     keys: str | None = None
     coordinator_id: Name = "coordinator"
+    peer_key: Annotated[str, Meta(min_length=1, max_length=4_096)] | None = None
+    peer_interval_ms: Annotated[int, Meta(ge=20, le=10_000)] = 250
     dispatch: Name = "marginal_cost"
     dispatch_settings: PolicyOptions = {}
     binding: Literal["late", "early"] = "late"
@@ -200,6 +224,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
     demotion_ageing: Annotated[float, Meta(ge=0, le=1_000)] = 0.0
     demotion_caution: Annotated[float, Meta(ge=0, le=10)] = 1.0
     admission_attainment: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    tenant_shares: Literal["keys", "stated", "off"] = "keys"
+    tenant_half_life_s: Seconds = 60.0
     trust_output_limits: bool = True
     remaining_work: Literal["means", "chain"] = "means"
     accelerators: Annotated[str, Meta(min_length=1, max_length=4_096)] | None = None
@@ -245,7 +271,10 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
         if self.log_level not in levels:
             raise ConfigError(f"log_level={self.log_level!r}: must be one of {', '.join(levels)}")
         if self.link:
-            checked_endpoint(self.link, has_keys=self.keys is not None, bind=True)
+            try:
+                checked_endpoint(self.link, has_keys=self.keys is not None, bind=True)
+            except ConfigError as error:
+                raise ConfigError(f"link: {error}") from error
         self._check_access()
         DISPATCH.create(self.dispatch, **self.dispatch_settings)
         ORDERING.create(self.ordering, **self.ordering_settings)
@@ -267,15 +296,17 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
 
 class CoordinatorFile(Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole configuration file: `[coordinator]`, `[[workers]]` and limits.
+    """A whole configuration file: `[coordinator]`, `[[workers]]`, `[[peers]]` and limits.
 
     Attributes:
+        peers: the other coordinators before the same workers.
         limits: table `[limits]`: what each tenant may use.
         tenants: tables `[tenants.NAME]`: instead of `limits`, for this tenant.
     """
 
     coordinator: CoordinatorConfig = CoordinatorConfig()
     workers: Annotated[tuple[WorkerConfig, ...], Meta(max_length=4_096)] = ()
+    peers: Annotated[tuple[PeerConfig, ...], Meta(max_length=16)] = ()
     limits: TenantLimits = TenantLimits()
     tenants: Annotated[dict[Name, TenantLimits], Meta(max_length=65_536)] = {}
 
@@ -293,6 +324,19 @@ class CoordinatorFile(Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.tenants and self.coordinator.api_keys is None:
             raise ConfigError("tenants: needs api_keys; without keys nobody proves its tenant")
+        self._check_peers()
+
+    def _check_peers(self) -> None:
+        """Every coordinator has a name of its own, and can prove who it is."""
+        config = self.coordinator
+        ids = [config.coordinator_id, *(row.coordinator_id for row in self.peers)]
+        for name in ids:
+            if ids.count(name) > 1:
+                raise ConfigError(f"peers: coordinator_id={name!r} is there twice; must be unique")
+        if self.peers and config.direct:
+            raise ConfigError("direct=true: must be false with peers; placements are not shared")
+        if self.peers and (config.api_keys is None) != (config.peer_key is None):
+            raise ConfigError("peer_key: must be given where api_keys are, and only there")
 
 
 def check_worker_url(url: str) -> str:
@@ -348,6 +392,8 @@ def as_toml(config: CoordinatorFile) -> str:
             lines.append(f"{field.name} = {_literal(value)}")
     for row in config.workers:
         tables += ["\n[[workers]]", *_rows(msgspec.structs.asdict(row))]
+    for peer in config.peers:
+        tables += ["\n[[peers]]", *_rows(msgspec.structs.asdict(peer))]
     named = {f'tenants."{name}"': limits for name, limits in config.tenants.items()}
     for title, limits in {"limits": config.limits, **named}.items():
         rows = _rows(msgspec.structs.asdict(limits))

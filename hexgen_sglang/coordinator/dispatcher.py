@@ -17,8 +17,9 @@ from hexgen_sglang.coordinator.estimates import (
     Estimates,
     tokens_of_blocks,
 )
-from hexgen_sglang.coordinator.live_request import Attempt, QueuedRequest, QueueLane
+from hexgen_sglang.coordinator.live_request import Attempt, QueuedRequest, QueueLane, QueueRow
 from hexgen_sglang.coordinator.queue import CentralQueue
+from hexgen_sglang.coordinator.tenant_shares import TenantShares
 from hexgen_sglang.coordinator.worker import RoomRules, Worker
 from hexgen_sglang.coordinator.working_set import WorkingSet
 from hexgen_sglang.core.request import RequestView
@@ -140,8 +141,9 @@ class Dispatcher:
         if not queue:
             return 0
         queue.advance()
-        crew = _Crew(self._ready_workers(), self._estimates, self._rules, self._clock())
-        blocked: set[QueueLane] = set()
+        workers, now_s = self._ready_workers(), self._clock()
+        crew = _Crew(workers, self._estimates, self._rules, now_s, queue.shares)
+        blocked: set[QueueLane | QueueRow] = set()
         num_placed = stepped_over = 0
         most = _MAX_WAITING if self._sees_full_workers else _MAX_STEPPED_OVER
         for request in queue.in_order(blocked):
@@ -158,6 +160,9 @@ class Dispatcher:
             started_s = time.perf_counter()
             candidates = crew.candidates(request, self._sees_full_workers)
             has_room = any(candidate.has_room for candidate in candidates)
+            if not has_room and crew.holds_back:
+                blocked.add(request.queue_row)  # requests of other tenants may have room
+                continue
             if not has_room and not request.failed_on:
                 # Smaller requests behind it must not keep the memory from it for ever.
                 blocked |= both(request.lane)
@@ -217,6 +222,8 @@ class Dispatcher:
             self._pace.add(1, max(1e-6, now_s - self._last_placed_s))
         self._last_placed_s = now_s
         request.place(attempt)
+        if self._queue is not None and self._queue.shares is not None:
+            self._queue.shares.placed(request)
 
     def _expected_first_s(self, worker: Worker) -> float | None:
         """Seconds until a first token there, by the last decision; None when it told none."""
@@ -228,12 +235,23 @@ class Dispatcher:
 
 
 class _Crew:
-    """The workers of one pass and their views, each made when first needed."""
+    """The workers of one pass and their views, each made when first needed.
+
+    Attributes:
+        holds_back: the last request had no room somewhere since its tenant holds enough there.
+    """
 
     def __init__(
-        self, workers: list[Worker], estimates: Estimates, rules: RoomRules, now_s: float
+        self,
+        workers: list[Worker],
+        estimates: Estimates,
+        rules: RoomRules,
+        now_s: float,
+        shares: TenantShares | None = None,
     ) -> None:
         self.now_s = now_s
+        self.holds_back = False
+        self._shares = shares
         self.by_id = {worker.worker_id: worker for worker in workers}
         self._estimates = estimates
         self._rules = rules
@@ -268,12 +286,17 @@ class _Crew:
             able = [w for w in able if w.worker_id not in request.failed_on] or able
         view = request.view
         most = view.num_prompt_tokens + (view.expected_output_tokens or 0)
+        room_frac = 1.0 if self._shares is None else self._shares.room_frac(view.tenant)
+        self.holds_back = False
         found = []
         for worker in able:
             has_room = worker.worker_id in self._open and (
                 worker.has_kv_room(most, self.now_s, self._rules)
                 or worker.has_kv_room(num_new_tokens(request, worker), self.now_s, self._rules)
             )
+            if has_room and self._shares is not None:
+                has_room = worker.leaves_room(view.tenant, most, room_frac, self._rules)
+                self.holds_back = self.holds_back or not has_room
             if has_room or with_full:
                 cached = self.num_cached_tokens(request, worker)
                 found.append(Candidate(self._view(worker), cached, has_room))

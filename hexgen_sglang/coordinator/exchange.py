@@ -370,6 +370,8 @@ class Exchanges:
         parts = self._parts
         parts.tracker.close(request.workflow, request.record, outcome, parts.clock())
         parts.keeper.ended(request.workflow, request.record.stage, parts.clock())
+        if parts.queue.shares is not None:
+            parts.queue.shares.ended(request)
         self._leases.pop(request.record.request_id).settle(_used_tokens(request.record))
         parts.metrics.request_ended(request)
         if request.trace is not None:

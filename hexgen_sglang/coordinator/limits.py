@@ -27,12 +27,15 @@ class TenantLimits(Struct, frozen=True, forbid_unknown_fields=True, omit_default
         max_concurrent: requests accepted and not ended.
         tokens_per_min: prompt and output tokens. A request is charged with what it is
             expected to use when it comes, and with what it did use when it ends.
+        weight: share of the workers that is the tenant's while others wait, too, relative to
+            theirs (see `tenant_shares`); None: 1.
     """
 
     requests_per_s: Annotated[float, Meta(gt=0, le=1e6)] | None = None
     burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     max_concurrent: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     tokens_per_min: Annotated[int, Meta(ge=1, le=2**40)] | None = None
+    weight: Annotated[float, Meta(gt=0, le=1e6)] | None = None
 
 
 class Bucket:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 QueueKey = tuple[tuple[float, ...], float, str]
 # The model, and whether the workflow has begun.
 QueueLane = tuple[str, bool]
+# Of a lane: those that stand back, best effort, and each tenant's are apart.
+QueueRow = tuple[QueueLane, bool, bool, str]
 
 
 class AttemptFailed(HexgenError):
@@ -119,7 +121,8 @@ class QueuedRequest(ABC):
         num_attempts: tries so far, a running one included.
         num_moves: those of them that ended since it was taken back from a worker.
         queue_key: its rank while it waits in the central queue, else None.
-        queue_lane: where it waits there.
+        queue_lane, queue_row: where it waits there.
+        charged: of its tenant's share (see `tenant_shares`).
         stands_back: it goes behind all that can still meet its deadline (see `demotion`).
         attempt: the try that runs now, else None.
         decision: the last one about it, for people.
@@ -136,6 +139,8 @@ class QueuedRequest(ABC):
     num_moves: int = 0
     queue_key: QueueKey | None = None
     queue_lane: QueueLane = ("", False)
+    queue_row: QueueRow = (("", False), False, False, "")
+    charged: float = 0.0
     stands_back: bool = False
     attempt: Attempt | None = None
     decision: Decision | None = None

@@ -6,6 +6,8 @@ rest counts as "other"), so that nobody can grow them without end.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 
@@ -42,6 +44,21 @@ class Metrics:
             "hexgen_requests_refused",
             "Requests that were not accepted, by HTTP status.",
             ["status"],
+            registry=registry,
+        )
+        self.tenant_attained = Gauge(
+            "hexgen_tenant_attained_tokens",
+            "Service that a tenant was given lately, in prompt tokens, halved every half-life.",
+            ["tenant"],
+            registry=registry,
+        )
+        self.peers_alive = Gauge(
+            "hexgen_peers_alive", "Other coordinators that answer.", registry=registry
+        )
+        self.forwarded = Counter(
+            "hexgen_requests_forwarded",
+            "Requests that belonged to another coordinator: passed_on, or taken_over from it.",
+            ["coordinator_id", "outcome"],
             registry=registry,
         )
         self.tenant_limited = Counter(
@@ -227,6 +244,15 @@ class Metrics:
     def worker_label(self, worker_id: str) -> str:
         """The id itself while few were ever registered, else "other"."""
         return _capped(worker_id, self._workers, _MAX_WORKERS)
+
+    def set_tenants(self, attained: Mapping[str, float]) -> None:
+        """Show what each tenant attained lately."""
+        rows: dict[str, float] = {}
+        for tenant, amount in attained.items():
+            label = _capped(tenant, self._tenants, _MAX_TENANTS)
+            rows[label] = rows.get(label, 0.0) + amount
+        for label, amount in rows.items():
+            self.tenant_attained.labels(label).set(amount)
 
     def limited(self, tenant: str | None, limit: str) -> None:
         """Count a request refused by the named limit of its tenant."""

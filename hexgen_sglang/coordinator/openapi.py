@@ -46,7 +46,8 @@ def document(bodies: dict[str, type[msgspec.Struct]]) -> dict[str, Any]:
     Args:
         bodies: the structs that check the bodies of "POST /workers" and
             "PATCH /workflows/{workflow_id}", by these names; in direct mode also those of
-            "POST /placements" and "POST /placements/ends".
+            "POST /placements" and "POST /placements/ends", and with peers of
+            "POST /peers/beat".
     """
     structs = [WorkflowTag, *bodies.values()]
     _, schemas = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
@@ -55,7 +56,12 @@ def document(bodies: dict[str, type[msgspec.Struct]]) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "hexgen-sglang coordinator", "version": __version__},
-        "paths": {**_generation(), **_direct(references), **_control(references)},
+        "paths": {
+            **_generation(),
+            **_direct(references),
+            **_peers(references),
+            **_control(references),
+        },
         "components": {
             "schemas": schemas,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -97,6 +103,14 @@ def _direct(bodies: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for path, summary in summaries.items()
         if f"POST {path}" in bodies
     }
+
+
+def _peers(bodies: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The route of other coordinators, where there are any."""
+    name = "POST /peers/beat"
+    if name not in bodies:
+        return {}
+    return {"/peers/beat": {"post": _operation("For other coordinators (operators)", bodies[name])}}
 
 
 def _control(bodies: dict[str, dict[str, Any]]) -> dict[str, Any]:

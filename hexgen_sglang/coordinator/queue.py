@@ -3,8 +3,10 @@
 Two lanes for each model: for workflows that have begun and for those that have not. So a model
 whose workers are full does not hold up the others, and new workflows can wait by themselves,
 nearer to the order of their arrival than of their slack.
-In each lane what can still meet its deadline goes before what cannot (see `demotion`). Keys do
-not depend on the present instant; a request keeps its place until it changes.
+In each lane what can still meet its deadline goes before what cannot (see `demotion`). While
+several tenants wait, what has a deadline goes before best effort, and within either the tenant
+that attained less goes first (see `tenant_shares`). Keys do not depend on the present instant; a
+request keeps its place until it changes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from hexgen_sglang.coordinator.demotion import Demotion
-from hexgen_sglang.coordinator.live_request import QueuedRequest, QueueKey, QueueLane
+from hexgen_sglang.coordinator.live_request import QueuedRequest, QueueKey, QueueLane, QueueRow
+from hexgen_sglang.coordinator.tenant_shares import TenantShares
 from hexgen_sglang.core.errors import AdmissionRejected
 from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.policies.ordering import OrderingPolicy, total_order_key
@@ -25,8 +28,6 @@ from hexgen_sglang.policies.ordering import OrderingPolicy, total_order_key
 # latencies longer; with none of it fewer deadlines are met.
 _SLACK_AT_THE_DOOR = 0.25
 
-# Of a lane: those that stand back are apart.
-_Row = tuple[QueueLane, bool]
 _Entries = list[tuple[QueueKey, QueuedRequest]]
 
 
@@ -39,6 +40,7 @@ class CentralQueue:
         max_bytes: of their bodies together; likewise.
         retry_after_s: asked for the hint that goes with a refusal.
         demotion: says which requests stand back; None: none do.
+        shares: says which tenant goes first; None: all are taken for one.
     """
 
     def __init__(
@@ -48,13 +50,15 @@ class CentralQueue:
         max_bytes: int,
         retry_after_s: Callable[[], float],
         demotion: Demotion | None = None,
+        shares: TenantShares | None = None,
     ) -> None:
         self._ordering = ordering
         self._max_queued = max_queued
         self._max_bytes = max_bytes
         self._retry_after_s = retry_after_s
         self._demotion = demotion
-        self._rows: dict[_Row, _Entries] = {}
+        self.shares = shares
+        self._rows: dict[QueueRow, _Entries] = {}
         self._length = 0
         self._num_bytes = 0
 
@@ -66,8 +70,8 @@ class CentralQueue:
         """No new request would be accepted."""
         return self._length >= self._max_queued or self._num_bytes >= self._max_bytes
 
-    def check_room(self) -> None:
-        """Refuse when the queue is full.
+    def check_room(self, tenant: str = "") -> None:
+        """Refuse when the queue is full, or full enough of requests of this tenant.
 
         Raises:
             AdmissionRejected: with the seconds after which trying again makes sense.
@@ -76,6 +80,12 @@ class CentralQueue:
             raise AdmissionRejected(
                 f"{self._length} requests of {self._num_bytes} bytes are waiting: at most "
                 f"{self._max_queued} of {self._max_bytes} bytes may",
+                self._retry_after_s(),
+            )
+        if self.shares and not self.shares.may_wait(tenant, self._max_queued, self._length):
+            raise AdmissionRejected(
+                f"{self.shares.tenants_waiting[tenant]} requests of tenant {tenant!r} are waiting, "
+                f"and the room that is left of {self._max_queued} is for others",
                 self._retry_after_s(),
             )
 
@@ -89,7 +99,10 @@ class CentralQueue:
         key = total_order_key(self._ordering, _ranked(request))
         request.queue_key = key
         request.queue_lane = (request.lane, request.workflow.has_begun)
-        insort(self._rows.setdefault(_row(request), []), (key, request))
+        request.queue_row = self._row(request)
+        insort(self._rows.setdefault(request.queue_row, []), (key, request))
+        if self.shares is not None:
+            self.shares.queued(request)
         self._length += 1
         self._num_bytes += request.incoming.num_bytes
 
@@ -98,11 +111,13 @@ class CentralQueue:
         key = request.queue_key
         if key is None:
             return False
-        entries = self._rows[_row(request)]
+        entries = self._rows[request.queue_row]
         # A shorter tuple sorts before the entry with the same key; keys are unique.
         del entries[bisect_left(entries, (key,))]
         if not entries:
-            del self._rows[_row(request)]
+            del self._rows[request.queue_row]
+        if self.shares is not None:
+            self.shares.left(request)
         request.queue_key = None
         self._length -= 1
         self._num_bytes -= request.incoming.num_bytes
@@ -121,27 +136,51 @@ class CentralQueue:
             for request in self._demotion.due():
                 self.reorder(request)
 
-    def in_order(self, blocked: set[QueueLane]) -> Iterator[QueuedRequest]:
-        """Requests by rank over all lanes; lanes that the caller adds to `blocked` are left.
+    def in_order(self, blocked: set[QueueLane | QueueRow]) -> Iterator[QueuedRequest]:
+        """Requests by rank over all lanes; those that the caller adds to `blocked` are left.
 
         The caller may remove the request it was given last, and no other.
         """
-        heads = [(row[1], entries[0][0], 0, row) for row, entries in self._rows.items()]
+        levels = self._levels()
+        heads = [(_rank(row, levels), entries[0][0], 0, row) for row, entries in self._rows.items()]
         heapq.heapify(heads)
         while heads:
-            stands_back, _, place, row = heads[0]
-            if row[0] in blocked:
+            _, _, place, row = heads[0]
+            if row[0] in blocked or row in blocked:
                 heapq.heappop(heads)
                 continue
             entries = self._rows[row]
             request = entries[place][1]
             yield request
-            if request.queue_key is not None:
-                place += 1
+            was_removed = request.queue_key is None
+            place += not was_removed
             if place < len(entries):
-                heapq.heapreplace(heads, (stands_back, entries[place][0], place, row))
+                heapq.heapreplace(heads, (_rank(row, levels), entries[place][0], place, row))
             else:
                 heapq.heappop(heads)
+            if was_removed and levels:  # its tenant attained something, so that all may move
+                levels = self._levels()
+                heads = [(_rank(row, levels), key, place, row) for _, key, place, row in heads]
+                heapq.heapify(heads)
+
+    def _row(self, request: QueuedRequest) -> QueueRow:
+        if self.shares is None:
+            return request.queue_lane, request.stands_back, False, ""
+        is_best_effort = request.view.deadline_s is None
+        return request.queue_lane, request.stands_back, is_best_effort, request.view.tenant
+
+    def _levels(self) -> dict[str, int]:
+        """Of the tenants that wait; empty while they are fewer than two."""
+        waiting = () if self.shares is None else self.shares.tenants_waiting
+        return {} if self.shares is None or len(waiting) < 2 else self.shares.levels(waiting)
+
+
+def _rank(row: QueueRow, levels: dict[str, int]) -> tuple[bool, bool, int]:
+    """Which rows go before others, whatever the keys in them."""
+    _, stands_back, is_best_effort, tenant = row
+    if not levels:
+        return stands_back, False, 0
+    return stands_back, is_best_effort, levels.get(tenant, 0)
 
 
 def _ranked(request: QueuedRequest) -> RequestView:
@@ -151,7 +190,3 @@ def _ranked(request: QueuedRequest) -> RequestView:
         return view
     slack_s = view.deadline_s - view.predicted_remaining_s - workflow.started_s
     return replace(view, deadline_s=view.deadline_s - (1.0 - _SLACK_AT_THE_DOOR) * slack_s)
-
-
-def _row(request: QueuedRequest) -> _Row:
-    return request.queue_lane, request.stands_back

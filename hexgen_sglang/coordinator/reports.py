@@ -83,6 +83,7 @@ def health(
     has_link: bool,
     tuner_is_down: bool = False,
     keys_are_stale: bool = False,
+    peers_are_lost: bool = False,
 ) -> tuple[int, dict[str, Any]]:
     """Status and body of `GET /health`: 200 while requests can be served.
 
@@ -99,6 +100,8 @@ def health(
         degraded.append("links_lost")
     if tuner_is_down:
         degraded.append("tuner_down")
+    if peers_are_lost:
+        degraded.append("peers_lost")
     if keys_are_stale:
         degraded.append("api_keys_stale")
     status = "degraded" if degraded else "ok"

@@ -34,10 +34,13 @@ from hexgen_sglang.coordinator.link_events import LinkEvents
 from hexgen_sglang.coordinator.live_request import Attempt, QueuedRequest
 from hexgen_sglang.coordinator.metrics import Metrics
 from hexgen_sglang.coordinator.movement import Mover
+from hexgen_sglang.coordinator.peer_client import PeerClient
+from hexgen_sglang.coordinator.peers import Peers
 from hexgen_sglang.coordinator.placements import Placements
 from hexgen_sglang.coordinator.prefix_keeper import PrefixKeeper
 from hexgen_sglang.coordinator.prewarmer import Prewarmer, messages_of, token_ids_of
 from hexgen_sglang.coordinator.queue import CentralQueue
+from hexgen_sglang.coordinator.tenant_shares import TenantShares
 from hexgen_sglang.coordinator.tracing_config import TracingConfig
 from hexgen_sglang.coordinator.tuning import AdjustablePolicy, Tuning
 from hexgen_sglang.coordinator.worker import RoomRules, Worker
@@ -45,6 +48,7 @@ from hexgen_sglang.coordinator.worker_client import WorkerClient
 from hexgen_sglang.coordinator.workers import WorkerDirectory, allowed_hosts
 from hexgen_sglang.coordinator.workflows import Workflow, WorkflowTracker
 from hexgen_sglang.coordinator.working_set import WorkingSet
+from hexgen_sglang.policies.fairness import AttainedService
 from hexgen_sglang.policies.ordering import ORDERING
 from hexgen_sglang.protocol.messages import Cancel, CoordinatorMessage, Reprioritise
 from hexgen_sglang.transport.interface import CoordinatorEnd
@@ -78,6 +82,7 @@ class Coordinator:
         demotion: who stands back.
         listeners: told of each workflow that ends.
         tracing: where spans begin; None where nothing is traced.
+        peers: the other coordinators; None without any.
 
     Raises:
         ConfigError: the API keys or the accelerator profiles cannot be read.
@@ -124,6 +129,7 @@ class Coordinator:
         )
         self._mover = Mover(directory.workers.values, rules, config.move_overdue, Attempt.recall)
         directory.on_drain = self._drained
+        shares = _tenant_shares(settings)
         dispatcher = Dispatcher(
             policy,
             config.dispatch,
@@ -131,7 +137,7 @@ class Coordinator:
             estimates,
             rules,
             metrics,
-            WorkingSet(config.working_set if config.binding == "late" else 0.0),
+            WorkingSet(config.working_set if config.binding == "late" else 0.0, shares),
         )
         self.demotion = Demotion(
             config.demotion_ageing, time.monotonic, caution=config.demotion_caution
@@ -143,6 +149,7 @@ class Coordinator:
             config.max_queued_bytes,
             dispatcher.retry_after_s,
             self.demotion,
+            shares,
         )
         dispatcher.serve(queue)
         client = WorkerClient(config.connect_timeout_s)
@@ -202,6 +209,7 @@ class Coordinator:
         )
         directory.watch_with(self._health)
         self._sending: set[asyncio.Task[bool]] = set()
+        self.peers = self._peers()
         self._link = None if end is None else CoordinatorLink(end, self._link_events())
 
     @property
@@ -213,6 +221,11 @@ class Coordinator:
     def keys_are_stale(self) -> bool:
         """Whether API keys are in force that are not what their file holds now."""
         return self.access.ring is not None and self.access.ring.is_stale
+
+    @property
+    def peers_are_lost(self) -> bool:
+        """Whether a coordinator beside this one does not answer."""
+        return self.peers is not None and not all(peer.is_alive for peer in self.peers.peers)
 
     async def reload_keys(self, *, force: bool = False) -> None:
         """Read the API keys again if their file has changed, or if `force`."""
@@ -235,6 +248,9 @@ class Coordinator:
             tasks.append(asyncio.create_task(self._link.run()))
         if self.tuning.is_on:
             tasks.append(asyncio.create_task(self.tuning.run()))
+        if self.peers is not None:
+            await self.peers.exchange()  # whose workflows are elsewhere is known from the start
+            tasks.append(asyncio.create_task(self.peers.run()))
         try:
             yield
         finally:
@@ -242,6 +258,8 @@ class Coordinator:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._health.close()
+            if self.peers is not None:
+                await self.peers.client.close()
             await self.parts.client.close()
             if self.tracing is not None:
                 await asyncio.to_thread(self.tracing.close)
@@ -277,6 +295,7 @@ class Coordinator:
             is_draining=self.exchanges.is_draining,
             has_link=self.has_link,
             tuner_is_down=self.tuning.is_down,
+            peers_are_lost=self.peers_are_lost,
         )
 
     def exposition(self) -> bytes:
@@ -290,6 +309,10 @@ class Coordinator:
         parts.metrics.set_estimates(estimates.stages.errors, estimates.num_refused_reports)
         for worker in parts.directory.workers.values():
             parts.metrics.set_worker(worker)
+        if parts.queue.shares is not None:
+            parts.metrics.set_tenants(parts.queue.shares.all_attained())
+        if self.peers is not None:
+            parts.metrics.peers_alive.set(sum(peer.is_alive for peer in self.peers.peers))
         return parts.metrics.exposition()
 
     async def _tell_workers(self, workflow: Workflow, message: CoordinatorMessage) -> None:
@@ -346,6 +369,22 @@ class Coordinator:
     ) -> None:
         """Tell a worker with what a prompt will begin that it may expect."""
         self._tell_soon(worker_id, *messages_of(workflow_id, stage, ttl_s, content, num_tokens))
+
+    def _peers(self) -> Peers | None:
+        config, parts = self.config, self.parts
+        if not self.settings.peers:
+            return None
+        key_file = None if config.peer_key is None else Path(config.peer_key)
+        return Peers(
+            config.coordinator_id,
+            self.settings.peers,
+            parts.tracker,
+            parts.directory,
+            PeerClient(config.coordinator_id, key_file, config.connect_timeout_s),
+            interval_s=config.peer_interval_ms / 1_000,
+            is_draining=lambda: self.exchanges.is_draining,
+            on_change=self._kick,
+        )
 
     def _link_events(self) -> LinkEvents:
         config = self.config
@@ -405,6 +444,18 @@ def _tracing(config: TracingConfig) -> Tracing | None:
     from hexgen_sglang.coordinator.tracing import exporting
 
     return exporting(config)
+
+
+def _tenant_shares(settings: CoordinatorFile) -> TenantShares | None:
+    """None where all callers are one tenant."""
+    config = settings.coordinator
+    if config.tenant_shares == "off" or (config.tenant_shares == "keys" and not config.api_keys):
+        return None
+    weights = {name: limits.weight or 1.0 for name, limits in settings.tenants.items()}
+    attained = AttainedService(
+        weights, weight=settings.limits.weight or 1.0, half_life_s=config.tenant_half_life_s
+    )
+    return TenantShares(attained, time.monotonic)
 
 
 def link_end(settings: CoordinatorFile) -> CoordinatorEnd | None:

@@ -23,6 +23,8 @@ from hexgen_sglang.protocol.messages import Load
 _BREAKER_FAILURES = 5
 _BREAKER_FIRST_S = 1.0
 _BREAKER_MOST_S = 30.0
+# Of another coordinator's requests at one worker, as policies see them.
+_MOST_SEEN = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,39 @@ class RoomRules:
     default_max_in_flight: int
     stale_after_s: float
     early: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What another coordinator has in flight at a worker.
+
+    Attributes:
+        count, num_tokens: requests, and their prompt and expected output tokens.
+        seen: as policies see them: all alike, without deadlines, in the midst of decoding.
+    """
+
+    count: int
+    num_tokens: int
+    seen: tuple[InFlight, ...]
+
+    @classmethod
+    def of(cls, count: int, prompt_tokens: int, output_tokens: int, now_s: float) -> Elsewhere:
+        """From sums over the requests, as of now."""
+        one = InFlight(
+            request_id="",
+            workflow_id="",
+            stage="",
+            num_prompt_tokens=prompt_tokens // count,
+            num_uncached_tokens=0,
+            expected_output_tokens=max(1, output_tokens // count // 2),
+            sent_s=now_s,
+            deadline_s=None,
+            budget_s=None,
+            predicted_remaining_s=0.0,
+            siblings=1,
+            first_token_s=now_s,
+        )
+        return cls(count, prompt_tokens + output_tokens, (one,) * min(count, _MOST_SEEN))
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +99,8 @@ class Worker:
         needs_full_check: `GET /health` must succeed before it is trusted (again).
         load, load_at_s: last report and when it came.
         sent_since_load_tokens: uncached prompt tokens dispatched after that report.
+        tenants: what is in flight there of each tenant: requests, and tokens of prompt and output.
+        elsewhere: what other coordinators have in flight there, by their id.
         in_flight, seen: attempts by rid, and the same as policies see them.
         version: counts changes of these two.
         breaker: keeps requests from it while it fails them.
@@ -100,6 +137,8 @@ class Worker:
     last_alive_s: float = 0.0
     in_flight: dict[str, Attempt] = field(default_factory=dict)
     seen: dict[str, InFlight] = field(default_factory=dict)
+    elsewhere: dict[str, Elsewhere] = field(default_factory=dict)
+    tenants: dict[str, tuple[int, int]] = field(default_factory=dict)
     version: int = 0
     breaker: CircuitBreaker = field(
         default_factory=lambda: CircuitBreaker(
@@ -140,6 +179,7 @@ class Worker:
         self.seen[attempt.rid] = attempt.seen
         self.version += 1
         self.num_in_flight_tokens += attempt.num_prompt_tokens + attempt.expected_output_tokens
+        self._count_tenant(attempt, 1)
         self._expected_output_tokens += attempt.expected_output_tokens
         self._sum_dispatched_s += attempt.dispatched_s
         self._blocks.update(attempt.request.incoming.shape.blocks)
@@ -155,6 +195,7 @@ class Worker:
         del self.seen[attempt.rid]
         self.version += 1
         self.num_in_flight_tokens -= attempt.num_prompt_tokens + attempt.expected_output_tokens
+        self._count_tenant(attempt, -1)
         self._expected_output_tokens -= attempt.expected_output_tokens
         self._sum_dispatched_s -= attempt.dispatched_s
         for block in attempt.request.incoming.shape.blocks:
@@ -169,6 +210,14 @@ class Worker:
         """An answer told how much of its prompt was in the prefix cache."""
         self.num_prompt_tokens += num_prompt_tokens
         self.num_cached_tokens += num_cached_tokens
+
+    def _count_tenant(self, attempt: Attempt, sign: int) -> None:
+        tenant = attempt.request.view.tenant
+        count, tokens = self.tenants.get(tenant, (0, 0))
+        tokens += sign * (attempt.num_prompt_tokens + attempt.expected_output_tokens)
+        self.tenants[tenant] = count + sign, tokens
+        if count + sign == 0:
+            del self.tenants[tenant]
 
     def take_load(self, load: Load | None, now_s: float) -> None:
         """A report came (or, with None, what was reported counts no longer)."""
@@ -189,7 +238,7 @@ class Worker:
             limit = self.max_in_flight
         else:
             limit = (self.max_running_requests or rules.default_max_in_flight) + rules.look_ahead
-        if len(self.in_flight) >= limit:
+        if len(self.in_flight) + self.num_elsewhere >= limit:
             return False
         load = self.fresh_load(now_s, rules.stale_after_s)
         if load is None:
@@ -218,10 +267,24 @@ class Worker:
             return True
         load = self.fresh_load(now_s, rules.stale_after_s)
         if load is None:
-            used = self.num_in_flight_tokens
+            used = self.num_in_flight_tokens + self.num_elsewhere_tokens
         else:
             used = load.num_kv_tokens_used + load.num_waiting_tokens + self.sent_since_load_tokens
         return used + num_tokens <= self.kv_capacity_tokens
+
+    def leaves_room(self, tenant: str, num_tokens: int, room_frac: float, rules: RoomRules) -> bool:
+        """Whether the tenant would hold at most this part of the worker with `num_tokens` more.
+
+        Always true for its first request here.
+        """
+        count, held = self.tenants.get(tenant, (0, 0))
+        if not count or room_frac >= 1.0 or rules.early:
+            return True
+        slots = self.slots or rules.default_max_in_flight
+        is_fit = self.kv_capacity_tokens is None or (
+            held + num_tokens <= room_frac * self.kv_capacity_tokens
+        )
+        return is_fit and count + 1 <= room_frac * slots
 
     def view(
         self, now_s: float, rates: Rates, rules: RoomRules, costs: StepCosts | None = None
@@ -232,8 +295,8 @@ class Worker:
             worker_id=self.worker_id,
             hardware=self.hardware,
             state=self.state,
-            num_in_flight=len(self.in_flight),
-            num_in_flight_tokens=self.num_in_flight_tokens,
+            num_in_flight=len(self.in_flight) + self.num_elsewhere,
+            num_in_flight_tokens=self.num_in_flight_tokens + self.num_elsewhere_tokens,
             num_pending_prefill_tokens=self._pending_prefill_tokens(now_s, rates, rules),
             num_pending_decode_tokens=self._pending_decode_tokens(now_s, rates),
             max_running_requests=self.slots,
@@ -244,7 +307,7 @@ class Worker:
             tokens_per_s=rates.tokens_per_s,
             version=self.version,
             now_s=now_s,
-            in_flight=self.seen.values(),
+            in_flight=self._seen_by_all() if self.elsewhere else self.seen.values(),
             costs=costs,
             decode_stall=rates.decode_stall,
             load=None
@@ -257,6 +320,28 @@ class Worker:
                 now_s - self.load_at_s,
             ),
         )
+
+    @property
+    def num_elsewhere(self) -> int:
+        """Requests that other coordinators have in flight there."""
+        return sum(one.count for one in self.elsewhere.values()) if self.elsewhere else 0
+
+    @property
+    def num_elsewhere_tokens(self) -> int:
+        """Prompt and expected output tokens of these."""
+        return sum(one.num_tokens for one in self.elsewhere.values()) if self.elsewhere else 0
+
+    def note_elsewhere(self, coordinator_id: str, told: Elsewhere | None) -> None:
+        """Another coordinator has this in flight there now; None: nothing."""
+        if told is None and self.elsewhere.pop(coordinator_id, None) is None:
+            return
+        if told is not None:
+            self.elsewhere[coordinator_id] = told
+        self.version += 1
+
+    def _seen_by_all(self) -> list[InFlight]:
+        others = [one for told in self.elsewhere.values() for one in told.seen]
+        return [*self.seen.values(), *others]
 
     def fresh_load(self, now_s: float, stale_after_s: float) -> Load | None:
         """The last report; None when it is too old to be believed."""

@@ -13,6 +13,7 @@ Only counting; the dispatcher asks and tells. Runs in the coordinator and in the
 
 from __future__ import annotations
 
+from hexgen_sglang.coordinator.tenant_shares import TenantShares
 from hexgen_sglang.coordinator.workflows import Workflow
 from hexgen_sglang.policies.estimators import BoundedTable, RunningMean
 
@@ -27,13 +28,16 @@ class WorkingSet:
     Args:
         limit: share of the lane's KV memory that their contexts may take, counted as if they
             shared nothing; 0: no limit.
+        shares: of this memory, a tenant may take its own whatever others hold; None: all are
+            taken for one tenant.
     """
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: float, shares: TenantShares | None = None) -> None:
         self._limit = limit
+        self._shares = shares
         self._begun: dict[str, dict[str, Workflow]] = {}
         self._usual: BoundedTable[str, RunningMean] = BoundedTable(RunningMean, _MAX_TYPES)
-        self._counted: tuple[str, float, float] | None = None
+        self._counted: tuple[str, float, dict[str, float]] | None = None
 
     def admits(
         self, workflow: Workflow, lane: str, kv_capacity_tokens: int | None, now_s: float
@@ -52,7 +56,14 @@ class WorkingSet:
         usual = self._usual.get(workflow.workflow_type)
         if usual is None or kv_capacity_tokens is None:
             return True  # none of its type has ended, or nobody knows the memory
-        return held + usual.mean <= self._limit * kv_capacity_tokens
+        most = self._limit * kv_capacity_tokens
+        if sum(held.values()) + usual.mean <= most:
+            return True
+        if self._shares is None:
+            return False
+        tenant = workflow.tenant
+        share = self._shares.share(tenant, held.keys() | self._shares.tenants_waiting.keys())
+        return held.get(tenant, 0.0) + usual.mean <= share * most
 
     def note_placed(self, workflow: Workflow, lane: str, num_tokens: int) -> None:
         """A request of `num_tokens`, prompt and expected output, went to a worker."""
@@ -63,8 +74,8 @@ class WorkingSet:
         self._begun.setdefault(lane, {})[workflow.workflow_id] = workflow
         self._counted = None
 
-    def _held_tokens(self, lane: str, now_s: float) -> float:
-        """The contexts of those in progress; what they will be, where they are small yet."""
+    def _held_tokens(self, lane: str, now_s: float) -> dict[str, float]:
+        """The contexts of those in progress, by tenant; what they will be, where small yet."""
         if self._counted is not None and self._counted[:2] == (lane, now_s):
             return self._counted[2]
         begun = self._begun.get(lane, {})
@@ -74,11 +85,12 @@ class WorkingSet:
             self._usual.at(workflow.workflow_type).add(workflow.context_tokens)
             workflow.has_begun = False
             workflow.context_tokens = 0
-        held = 0.0
+        held: dict[str, float] = {}
         for workflow in begun.values():
             if workflow.num_open or now_s - workflow.last_active_s < _IDLE_S:
                 usual = self._usual.get(workflow.workflow_type)
                 expected = 0.0 if usual is None else usual.mean
-                held += max(expected, workflow.context_tokens)
+                before = held.get(workflow.tenant, 0.0)
+                held[workflow.tenant] = before + max(expected, workflow.context_tokens)
         self._counted = (lane, now_s, held)
         return held

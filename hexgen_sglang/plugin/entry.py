@@ -69,7 +69,7 @@ def needs_of(config: PluginConfig) -> frozenset[Need]:
     needs = {Need.ALWAYS}
     if config.ordering is not None:
         needs.add(Need.ORDERING)
-    if config.coordinator is not None:
+    if config.coordinators:
         needs.add(Need.LINK)
     if config.emulate is not None:
         needs.add(Need.EMULATE)

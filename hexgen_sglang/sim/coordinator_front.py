@@ -25,6 +25,7 @@ from hexgen_sglang.coordinator.prefix_keeper import PrefixKeeper
 from hexgen_sglang.coordinator.prewarmer import Prewarmer
 from hexgen_sglang.coordinator.prompt import BLOCK_TOKENS, PromptShape
 from hexgen_sglang.coordinator.queue import CentralQueue
+from hexgen_sglang.coordinator.tenant_shares import TenantShares
 from hexgen_sglang.coordinator.usage import Usage
 from hexgen_sglang.coordinator.worker import RoomRules, Worker
 from hexgen_sglang.coordinator.workflows import Outcome, Workflow, WorkflowTracker
@@ -33,6 +34,7 @@ from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.core.worker import WorkerState
 from hexgen_sglang.plugin.step_timer import INTERVAL_S as STEP_TIMES_INTERVAL_S
 from hexgen_sglang.policies.dispatch import DISPATCH
+from hexgen_sglang.policies.fairness import AttainedService
 from hexgen_sglang.policies.ordering import ORDERING
 from hexgen_sglang.protocol.messages import Load, Release, RequestFinished, Retain
 from hexgen_sglang.protocol.tag import WorkflowTag
@@ -132,6 +134,10 @@ class CoordinatorFront:
             early=config.binding == "early",
         )
         self._mover = Mover(self._workers.values, rules, config.move_overdue, self._recall)
+        self._shares = None
+        if config.tenant_shares == "stated":
+            attained = AttainedService(half_life_s=config.tenant_half_life_s)
+            self._shares = TenantShares(attained, events.clock)
         self._dispatcher = Dispatcher(
             DISPATCH.create(config.dispatch, **config.dispatch_settings),
             config.dispatch,
@@ -139,7 +145,7 @@ class CoordinatorFront:
             self._estimates,
             rules,
             _Silent(),
-            WorkingSet(config.working_set if config.binding == "late" else 0.0),
+            WorkingSet(config.working_set if config.binding == "late" else 0.0, self._shares),
             clock=events.clock,
             soon=lambda action: _discard(events.at(events.now_s, DISPATCHING, action)),
         )
@@ -153,6 +159,7 @@ class CoordinatorFront:
             config.max_queued_bytes,
             self._dispatcher.retry_after_s,
             self.demotion,
+            self._shares,
         )
         self._dispatcher.serve(self._queue)
         self._tracker = WorkflowTracker(
@@ -205,6 +212,7 @@ class CoordinatorFront:
             budget_ms=None if asked.budget_s is None else max(1, round(asked.budget_s * 1000)),
             siblings=asked.siblings,
             sibling_index=asked.sibling_index,
+            tenant=asked.tenant or None,
             final=asked.final,
         )
         length = sum(count for _, count in asked.segments)
@@ -280,6 +288,8 @@ class CoordinatorFront:
         if self._linked:
             self._estimates.note_reported(_finished(queued, attempt, request, now_s))
         self._tracker.close(queued.workflow, queued.record, Outcome.COMPLETED, now_s)
+        if self._shares is not None:
+            self._shares.ended(queued)
         self._keeper.ended(queued.workflow, record.stage, now_s)
 
     def load_changed(self, engine: Engine) -> None:

@@ -33,6 +33,7 @@ class Asked:
         segments: the prompt.
         num_output_tokens: true output length, for the engine alone.
         priority: SGLang's own.
+        tenant: of the tag, too.
     """
 
     request_id: str
@@ -46,6 +47,7 @@ class Asked:
     segments: Segments
     num_output_tokens: int
     priority: int = 0
+    tenant: str = ""
 
 
 class Front(Protocol):

@@ -194,5 +194,6 @@ class Replay:
                 segments=tuple((s.key, s.num_tokens) for s in planned.prompts[stage][sibling]),
                 num_output_tokens=node.requests[sibling].num_output_tokens,
                 priority=priority,
+                tenant=planned.tenant,
             )
         )

@@ -76,6 +76,7 @@ class PlannedWorkflow:
         budget_s: deadline as a duration from the arrival; None: best effort.
         prompts: [stage][sibling].
         warmup: left out of statistics.
+        tenant: whose it is; "" where that does not matter.
     """
 
     index: int
@@ -86,6 +87,7 @@ class PlannedWorkflow:
     budget_s: float | None
     prompts: list[list[Prompt]]
     warmup: bool
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
