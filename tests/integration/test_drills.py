@@ -22,7 +22,7 @@ from hexgen_sglang.cluster.ports import free_port
 async def test_drills_lose_nothing_and_repeat_nothing(shared_worker: Any, tmp_path: Path) -> None:
     server = await asyncio.to_thread(shared_worker, name="drilled", emulate=PROFILE)
     async with Stage(tmp_path / "stage", server.url) as stage:
-        for name in ("flap", "coordinator"):
+        for name in ("flap", "takeover", "coordinator"):
             report = await DRILLS[name](stage)
             assert report.is_good, report.row()
             assert report.lost == report.duplicated_tokens == report.missing_tokens == 0
@@ -74,7 +74,7 @@ async def test_a_link_passes_cuts_and_holds_back() -> None:
 def test_judges_of_streams_see_what_is_wrong(
     events: list[list[int]], counted: tuple[int, int, bool]
 ) -> None:
-    callers = Callers("", KnownAnswers(0, tuple(range(1, 252))), {})
+    callers = Callers([""], KnownAnswers(0, tuple(range(1, 252))), {})
     call = Call("c", "stream", [], 3, 1_000, answers=1)
     before: list[int] = []
     for now in events:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,7 @@ class Call:
 
     Attributes:
         kind: "stream" and "whole" of /generate, "text": a stream of /v1/completions.
+        stated_ms: what was left of the budget when it was sent last.
         answers: ends that the caller saw: whole answers and errors; exactly one is right.
         event_s: when each event of a stream came.
         repeated, missing: output tokens beyond, or short of, the known answer.
@@ -56,6 +58,7 @@ class Call:
     count: int
     budget_ms: int
     sent_s: float = 0.0
+    stated_ms: int = 0
     ended_s: float | None = None
     status: int | None = None
     error: str = ""
@@ -76,10 +79,14 @@ class Call:
 
 
 class Callers:
-    """Sends calls to a coordinator and keeps what came back."""
+    """Sends calls to a coordinator and keeps what came back.
 
-    def __init__(self, url: str, known: KnownAnswers, texts: dict[int, str]) -> None:
-        self._url = url
+    Attributes:
+        urls: of coordinators, asked in turn; a call that is sent again goes to the next.
+    """
+
+    def __init__(self, urls: Sequence[str], known: KnownAnswers, texts: dict[int, str]) -> None:
+        self.urls = urls
         self._known = known
         self._texts = texts
         self._tasks: list[asyncio.Task[None]] = []
@@ -88,7 +95,7 @@ class Callers:
     def send(self, call: Call, *, again_until_s: float = 0.0) -> None:
         """Send it now; a call whose connection breaks is sent anew for so many seconds."""
         self.calls.append(call)
-        self._tasks.append(asyncio.create_task(self._run(call, again_until_s)))
+        self._tasks.append(asyncio.create_task(self._run(call, len(self.calls), again_until_s)))
 
     @property
     def num_open(self) -> int:
@@ -103,14 +110,15 @@ class Callers:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _run(self, call: Call, again_s: float) -> None:
+    async def _run(self, call: Call, number: int, again_s: float) -> None:
         call.sent_s = time.monotonic()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         while True:
             try:
                 # A session of its own, as callers of their own have.
                 async with aiohttp.ClientSession(timeout=timeout) as session:
-                    await self._ask(session, call)
+                    url = self.urls[(number + call.retries) % len(self.urls)]
+                    await self._ask(session, url, call)
             except (aiohttp.ClientError, ConnectionError) as error:
                 if time.monotonic() - call.sent_s >= again_s:
                     call.is_broken = True
@@ -123,9 +131,11 @@ class Callers:
             break
         call.ended_s = time.monotonic()
 
-    async def _ask(self, session: aiohttp.ClientSession, call: Call) -> None:
+    async def _ask(self, session: aiohttp.ClientSession, url: str, call: Call) -> None:
+        elapsed_ms = 1_000 * (time.monotonic() - call.sent_s)
+        call.stated_ms = max(1, round(call.budget_ms - elapsed_ms))
         path, body = _request(call)
-        async with session.post(self._url + path, json=body) as response:
+        async with session.post(url + path, json=body) as response:
             call.status = response.status
             if response.status != 200 or call.kind == "whole":
                 answer = await response.json()
@@ -178,7 +188,7 @@ class Callers:
 
 
 def _request(call: Call) -> tuple[str, dict[str, Any]]:
-    tag = {"workflow_id": call.name, "budget_ms": call.budget_ms, "final": True}
+    tag = {"workflow_id": call.name, "budget_ms": call.stated_ms, "final": True}
     if call.kind == "text":
         body = {"model": "default", "prompt": call.prompt, "max_tokens": call.count}
         return "/v1/completions", {**body, "stream": True, "ignore_eos": True, "hexgen": tag}

@@ -129,6 +129,10 @@ class Drill:
         """Seconds since the fault."""
         return time.monotonic() - (self._fault_s or time.monotonic())
 
+    def after_fault_s(self, instant_s: float) -> float:
+        """Seconds from the fault to a monotonic instant."""
+        return round(instant_s - (self._fault_s or instant_s), 3)
+
     def stop_feeding(self) -> None:
         """No new calls from now on."""
         if self._feeding is not None:
@@ -183,7 +187,7 @@ class Drill:
             if told is None:
                 self.expect(forgets, f"{call.name} is not in the books")
                 continue
-            if abs((told["budget_s"] or 0) - call.budget_ms / 1_000) > _ROUNDING_S:
+            if abs((told["budget_s"] or 0) - call.stated_ms / 1_000) > _ROUNDING_S:
                 self.report.moved_deadlines += 1
             outcomes = [row["outcome"] for row in told["requests"]]
             wanted = "failed" if call.error else "completed"

@@ -13,6 +13,7 @@ from hexgen_sglang.bench.drills.drill import Drill, DrillReport
 from hexgen_sglang.bench.drills.forwarder import LinkState
 from hexgen_sglang.bench.drills.lossy import lossy_network
 from hexgen_sglang.bench.drills.stage import WORKERS, Stage, until
+from hexgen_sglang.bench.drills.two_coordinators import kill_one_of_two
 
 FaultDrill = Callable[[Stage], Awaitable[DrillReport]]
 
@@ -225,6 +226,7 @@ DRILLS: dict[str, FaultDrill] = {
     "load": lying_worker,
     "clock": clock_jumps,
     "coordinator": restart_coordinator,
+    "takeover": kill_one_of_two,
     "lossy": lossy_network,
     "kill": kill_worker,
     "add": add_worker,

@@ -56,6 +56,7 @@ class Stage:
 
     Attributes:
         http, link: forwarders by worker name.
+        second_link: where a second coordinator may listen for the workers, too.
         processes: what was started, by name.
         lies: folder that the shim of coordinator and workers reads.
     """
@@ -69,6 +70,7 @@ class Stage:
         self.http: dict[str, Forwarder] = {}
         self.link: dict[str, Forwarder] = {}
         self._server_url = server_url
+        self.second_link = f"tcp://127.0.0.1:{free_port()}"
         config = convert(QUICK, CoordinatorConfig, "drills")
         self.coordinator = CoordinatorSpec.with_ports(config)
         self.workers: dict[str, WorkerSpec] = {}
@@ -97,7 +99,7 @@ class Stage:
             model_path=str(make_tiny_model()),
             emulate=PROFILE,
             schedule_policy="hexgen",
-            coordinator_link=f"tcp://127.0.0.1:{link}",
+            coordinator_link=f"tcp://127.0.0.1:{link},{self.second_link}",
             flags=("--hexgen-advertise-url", f"http://127.0.0.1:{http}"),
             env=self._shim("load" if name == WORKERS[0] else ""),
         )
@@ -157,7 +159,7 @@ class Stage:
         plain = self.coordinator.process(self.folder)
         env = {**plain.env, **self._shim("")}
         process = inside(ChildProcess(plain.name, plain.command, env=env, log_path=plain.log_path))
-        self.processes["coordinator"] = process
+        self.processes[plain.name] = process
         process.start()
         await asyncio.to_thread(
             wait_ready, [(process, self.coordinator.is_ready)], timeout_s=60.0, poll_s=0.1
@@ -218,7 +220,7 @@ class Stage:
 
     def callers(self) -> Callers:
         """New callers of the coordinator."""
-        return Callers(self.url, self.known, self._texts)
+        return Callers([self.url], self.known, self._texts)
 
     def call(self, kind: str, *, num_prompt_tokens: int = 200, count: int = 60) -> Call:
         """A call with a prompt that no other has; of text: as long as can be compared."""
