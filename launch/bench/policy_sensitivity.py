@@ -1,10 +1,10 @@
 """What each part of the policy is worth, and what wrong beliefs cost it, in the simulator.
 
-`ablation`: `hexgen` without one of its parts, P95 over that of the whole. `sensitivity`: `hexgen`
-beside `least_load` + lpm and `paper`, while something is not as it is believed: P95 of each over
-that of `hexgen` in the same conditions, and of `hexgen` over itself in the usual ones. `untagged`:
-the same requests, each by itself without a tag, without a deadline and with nothing known of its
-stage. Seconds are of all measured workflows of all seeds together:
+`ablation`: `hexgen` without one of its parts, P95 and mean over those of the whole.
+`sensitivity`: `hexgen` while something is not as it is believed, over itself in the usual
+conditions; and `least_load` + lpm and `paper`, over `hexgen` in the same ones. `untagged`: the same
+requests, each by itself without a deadline and with nothing known of its stage, `least_load` + lpm
+over `hexgen`. Seconds are of all measured workflows of all seeds together:
 
     .venv/bin/python launch/bench/policy_sensitivity.py --trace TRACE.json --json FILE.json
 """
@@ -180,15 +180,30 @@ def untagged(trace: Trace) -> Trace:
     return replace(trace, workflows=tuple(workflows))
 
 
-def p95_s(
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Seconds of workflows."""
+
+    p95_s: float
+    mean_s: float
+
+    def over(self, other: Latency, name: str = "") -> dict[str, float]:
+        """Both as a multiple of another's, under keys with a name in front."""
+        return {
+            f"{name}p95_ratio": self.p95_s / other.p95_s,
+            f"{name}mean_ratio": self.mean_s / other.mean_s,
+        }
+
+
+def latency(
     system: str,
     conditions: Conditions,
     profiles: Sequence[AcceleratorProfile],
     rate_per_s: float,
     args: argparse.Namespace,
     workflows: int,
-) -> float:
-    """P95 latency over all seeds.
+) -> Latency:
+    """Of all measured workflows of all seeds.
 
     Raises:
         LawViolation: a law of the simulator broke.
@@ -209,7 +224,7 @@ def p95_s(
         if facts.broken:
             raise LawViolation("; ".join(facts.broken))
         latencies += [one.e2e_s for one in facts.run.measured()]
-    return float(np.percentile(latencies, 95))
+    return Latency(float(np.percentile(latencies, 95)), float(np.mean(latencies)))
 
 
 def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -242,29 +257,24 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
 
         def run(
             system: str, conditions: Conditions, *, rate: float = rate, times: float = 1.0
-        ) -> float:
+        ) -> Latency:
             count = round(args.workflows * times)
-            return p95_s(system, conditions, profiles, rate * times, args, count)
+            return latency(system, conditions, profiles, rate * times, args, count)
 
-        whole_s = run(OURS, usual)
-        note("usual", "hexgen", load, p95_s=whole_s)
+        whole = run(OURS, usual)
+        note("usual", "hexgen", load, p95_s=whole.p95_s, mean_s=whole.mean_s)
         for name, system in ABLATIONS.items():
-            note("ablation", name, load, p95_ratio=run(system, usual) / whole_s)
-        blind_s = run(OURS, replace(usual, view=unlearned))
-        note("ablation", "learned lengths and remaining work", load, p95_ratio=blind_s / whole_s)
+            note("ablation", name, load, **run(system, usual).over(whole))
+        blind = run(OURS, replace(usual, view=unlearned))
+        note("ablation", "learned lengths and remaining work", load, **blind.over(whole))
         for name, conditions in wrong.items():
-            ours_s = run(OURS, conditions)
-            note(
-                "sensitivity",
-                name,
-                load,
-                p95_ratio=ours_s / whole_s,
-                least_load_vs_hexgen=run(LEAST_LOAD, conditions) / ours_s,
-                paper_vs_hexgen=run(PAPER, conditions) / ours_s,
-            )
-        ours_s = run(OURS, single, times=per_workflow)
-        other_s = run(LEAST_LOAD, single, times=per_workflow)
-        note("untagged", "every request", load, p95_s=ours_s, least_load_vs_hexgen=other_s / ours_s)
+            ours = run(OURS, conditions)
+            others = {"least_load_": LEAST_LOAD, "paper_": PAPER}
+            ratios = [run(system, conditions).over(ours, key) for key, system in others.items()]
+            note("sensitivity", name, load, **ours.over(whole), **ratios[0], **ratios[1])
+        ours = run(OURS, single, times=per_workflow)
+        other = run(LEAST_LOAD, single, times=per_workflow)
+        note("untagged", "every request", load, p95_s=ours.p95_s, **other.over(ours, "least_load_"))
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -152,6 +153,42 @@ def test_what_has_stood_back_long_enough_goes_before_what_comes_after(
     queue.advance()
     # (Latest start: best effort counts as 30 s after it came.)
     assert list(queue.in_order(set()))[-1] is newcomer
+
+
+@pytest.mark.parametrize("ageing", [0.5, 2.0])
+def test_nobody_starves_in_a_day_of_overload(ageing: float) -> None:
+    """A server that can do a request in 11 s gets one each 10 s, for 24 hours.
+
+    From (1 + ageing) budgets after its arrival on a request goes before whatever comes then, so
+    that it waits for no more than the work that has piled up by that instant.
+    """
+    now_s = 0.0
+    demotion = Demotion(ageing, lambda: now_s)
+    queue = CentralQueue(ORDERING.create("least_slack"), 99_999, 9_999_999, lambda: 1.0, demotion)
+    waiting: dict[str, float] = {}
+    number = served = 0
+    free_s = longest_s = 0.0
+    while number < 8_640 or len(queue):
+        while number < 8_640 and 10.0 * number <= free_s:
+            now_s = 10.0 * number
+            budget_s = (60.0, 200.0, 600.0)[number % 3]
+            request = made(number, Asked(now_s, budget_s, 4.0, number), {})
+            waiting[request.view.request_id] = now_s + (1 + ageing) * budget_s
+            queue.push(request)
+            number += 1
+        now_s = max(free_s, now_s)
+        queue.advance()
+        request = next(queue.in_order(set()))
+        queue.remove(request)
+        request.record.outcome = Outcome.COMPLETED
+        aged_s = waiting.pop(request.view.request_id)
+        assert now_s <= aged_s + 0.1 * min(aged_s, 86_400.0) + 11.0
+        longest_s = max(longest_s, now_s - request.view.arrival_s)
+        served += 1
+        free_s = now_s + 11.0
+    assert served == 8_640
+    assert demotion.num_demoted > 4_000
+    assert longest_s < 0.1 * 86_400.0 + 1.1 * (1 + ageing) * 600.0 + 11.0
 
 
 def test_a_request_that_ended_is_not_looked_at_again() -> None:
