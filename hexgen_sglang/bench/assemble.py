@@ -11,13 +11,15 @@ import msgspec
 from hexgen_sglang.bench import machine
 from hexgen_sglang.bench.plan import EngineKind, Facts, Plan
 from hexgen_sglang.core.accelerator import AcceleratorProfile
+from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.results.figures import load_result, overhead_frac, with_goodput
 from hexgen_sglang.results.schema import BenchResult
 
 _SERVED_BY = {
     EngineKind.SIM: (
         "Simulated: a model of SGLang's scheduler on a virtual clock, the coordinator's own code "
-        "in front of it; the host's time and the network's are taken as 0.",
+        "in front of it; the host's time and the network's are 0 unless measured ones were given "
+        "(`host` in the figures).",
         "sglang-router is a model of its default settings.",
     ),
     EngineKind.EMULATED: (
@@ -145,3 +147,15 @@ def write_json(result: BenchResult, path: Path) -> None:
     """Write the `--json` file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+
+
+def read_json(path: Path) -> BenchResult:
+    """Read a `--json` file.
+
+    Raises:
+        ConfigError: not readable, or not one.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=BenchResult)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error

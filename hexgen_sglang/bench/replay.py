@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -198,9 +199,10 @@ class Replay:
         self._max_in_flight = max(self._max_in_flight, self._in_flight)
         if self._in_flight > self._settings.max_connections:
             self._connection_waits += 1
-        sent_s = self._now_s()
+        sent_s, sent_unix_s = self._now_s(), time.time()
         answer = await exchange(session, call, body, self._now_s)
         self._in_flight -= 1
+        to_engine_s, back_s = self._host_s(answer, sent_s, sent_unix_s)
         record = RequestRecord(
             request_id=call.request_id,
             workflow=planned.index,
@@ -219,6 +221,8 @@ class Replay:
             output_tokens=int(answer.meta.get("completion_tokens", 0)),
             queue_s=self._queue_s(answer),
             retractions=int(answer.meta.get("num_retractions", 0)),
+            to_engine_s=to_engine_s,
+            back_s=back_s,
             outcome=answer.error or _objection(asked, answer) or COMPLETED,
         )
         self._requests.append(record)
@@ -228,6 +232,24 @@ class Replay:
         """Waiting in the engine in emulated seconds, where the engine tells it."""
         queue_s = answer.meta.get("queue_time")
         return None if queue_s is None else float(queue_s) * self._settings.time_scale
+
+    def _host_s(
+        self, answer: Answer, sent_s: float, sent_unix_s: float
+    ) -> tuple[float | None, float | None]:
+        """Emulated seconds on the way to the scheduler, and back with the first token.
+
+        SGLang tells wall-clock instants; those of another machine would need equal clocks.
+        """
+        scale = self._settings.time_scale
+        handed_s = answer.meta.get("api_server_dispatch_finish_ts")
+        made_s = answer.meta.get("prefill_finished_time")
+        to_engine_s = back_s = None
+        if handed_s is not None:
+            to_engine_s = max(0.0, float(handed_s) - sent_unix_s) * scale
+        if made_s is not None and answer.first_byte_s is not None:
+            passed_s = answer.first_byte_s - sent_s
+            back_s = max(0.0, passed_s - (float(made_s) - sent_unix_s) * scale)
+        return to_engine_s, back_s
 
     def _call(
         self, planned: PlannedWorkflow, stage: int, sibling: int, destination: Destination

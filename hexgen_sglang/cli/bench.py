@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from hexgen_sglang.bench.assemble import bench_result, write_json
+from hexgen_sglang.bench.assemble import bench_result, read_json, write_json
 from hexgen_sglang.bench.loads import parse_loads
 from hexgen_sglang.bench.plan import EngineKind, Facts, Plan, cluster_profiles, engine_kind
 from hexgen_sglang.bench.run import run_all
@@ -89,6 +89,10 @@ def command(
     jobs: Annotated[
         int | None, typer.Option(help="Processes of a simulation; default: all cores.", min=1)
     ] = None,
+    host: Annotated[
+        Path | None,
+        typer.Option(help="A bench's --json: simulate its host's times, too; default: none."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Print loads and expected time, and leave.")
     ] = False,
@@ -119,13 +123,15 @@ def command(
         raise ConfigError("--resume: simulations leave no records to take over")
     if plan.engine is not EngineKind.SIM and jobs is not None:
         raise ConfigError(f"--jobs={jobs}: only simulations run on several processes")
+    if plan.engine is not EngineKind.SIM and host is not None:
+        raise ConfigError(f"--host={host}: only simulations take a host's times from elsewhere")
     base = _baseline(plan, baseline)
     _announce(plan, capacity)
     if dry_run:
         return
     began_s = time.monotonic()
     if plan.engine is EngineKind.SIM:
-        facts = _simulated(plan, jobs)
+        facts = _simulated(plan, jobs, host)
     else:
         with termination_raises():
             facts = run_all(plan, _say, resume=resume)
@@ -182,9 +188,9 @@ def _plan(
     return plan, capacity
 
 
-def _simulated(plan: Plan, jobs: int | None) -> Facts:
+def _simulated(plan: Plan, jobs: int | None, host: Path | None) -> Facts:
     """All runs of the plan in the simulator, on several processes."""
-    from hexgen_sglang.sim.comparison import PlannedSimulation, planned_runs
+    from hexgen_sglang.sim.comparison import PlannedSimulation, measured_hosts, planned_runs
     from hexgen_sglang.tuner.runs import Runs, usable_cores
 
     runs = planned_runs(plan)
@@ -194,7 +200,9 @@ def _simulated(plan: Plan, jobs: int | None) -> Facts:
         if total <= _TOLD or done * _TOLD // total > (done - 1) * _TOLD // total:
             _say(f"[{done}/{total}, {(time.monotonic() - began_s) / 60:.1f} min] simulated")
 
-    with Runs(PlannedSimulation(plan), min(jobs or usable_cores(), len(runs)), progress) as pool:
+    hosts = {} if host is None else measured_hosts(plan, read_json(host))
+    simulation = PlannedSimulation(plan, hosts=hosts)
+    with Runs(simulation, min(jobs or usable_cores(), len(runs)), progress) as pool:
         found = pool(runs)
     facts: Facts = {}
     for run, one in zip(runs, found, strict=True):

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from hexgen_sglang.results import statistics
+from hexgen_sglang.results.host import host_costs
 from hexgen_sglang.results.records import RunRecord
 from hexgen_sglang.results.schema import LoadResult, Ratio, RunFacts, SystemFigures
 from hexgen_sglang.results.statistics import Interval, Values
@@ -99,6 +100,7 @@ def _figures(
         overhead_frac=overhead_frac(facts),
         driver_lag_frac=max(statistics.driver_lag_frac(run) for run in runs),
         ratios=_latency_ratios(baseline, facts),
+        host=host_costs(facts),
         prefixes=_prefixes(facts),
     )
 

@@ -29,6 +29,9 @@ class RequestRecord(Struct, frozen=True):
         cached_tokens: of the input, found in the prefix cache.
         queue_s: waiting in the engine, as it tells; None when it does not.
         retractions: times the engine threw its running state away.
+        to_engine_s: from `sent_s` until the worker's server had handed it to its scheduler,
+            what stands in between included; None when the worker does not tell.
+        back_s: from the end of its prefill in the scheduler until `first_byte_s`; None likewise.
         outcome: "completed", or what went wrong.
     """
 
@@ -47,6 +50,8 @@ class RequestRecord(Struct, frozen=True):
     output_tokens: int = 0
     queue_s: float | None = None
     retractions: int = 0
+    to_engine_s: float | None = None
+    back_s: float | None = None
     outcome: str = COMPLETED
 
     @property

@@ -45,6 +45,25 @@ class RunFacts(Struct, frozen=True):
     machine_busy_frac: float | None = None
 
 
+class HostCosts(Struct, frozen=True):
+    """What the host added to a run: means in emulated seconds (real ones times the time scale).
+
+    Attributes:
+        time_scale: emulated seconds in a real one.
+        send_s: of the driver, between two siblings that it sends together.
+        to_engine_s: of a request on its way to the worker's scheduler (HTTP, tokens, dispatcher),
+            without its wait in a coordinator's queue; 0 where workers do not tell.
+        back_s: of an answer on its way back.
+        step_s: by worker: standstill of the accelerator before a step although there was work.
+    """
+
+    time_scale: float
+    send_s: float
+    to_engine_s: float
+    back_s: float
+    step_s: dict[str, float]
+
+
 class SystemFigures(Struct, frozen=True):
     """All figures of one system at one load; seconds are emulated ones, None: not defined.
 
@@ -54,7 +73,8 @@ class SystemFigures(Struct, frozen=True):
     tells. `dispatch_wait_mean_s`: at our coordinator, before that. `utilisation`: emulated
     step time / length of the run for emulated workers, else the share of it with a request
     in flight. `ratios`: against the baseline, above 1 is better; keys "mean", "p50", "p95",
-    "p99" and, where both have one, "goodput".
+    "p99" and, where both have one, "goodput". `host`: what the host added; None where nothing is
+    emulated.
     """
 
     mean_s: float | None
@@ -82,6 +102,7 @@ class SystemFigures(Struct, frozen=True):
     ratios: dict[str, Ratio]
     goodput_at_95_per_s: float | None = None
     goodput_is_bound: bool = True
+    host: HostCosts | None = None
     prefixes: dict[str, float] = {}
 
 

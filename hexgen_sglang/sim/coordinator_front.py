@@ -8,7 +8,7 @@ client would not have sent, until it has ended.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hexgen_sglang.coordinator.admission import request_view
@@ -32,34 +32,20 @@ from hexgen_sglang.coordinator.workflows import Outcome, Workflow, WorkflowTrack
 from hexgen_sglang.coordinator.working_set import WorkingSet
 from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.core.worker import WorkerState
-from hexgen_sglang.plugin.step_timer import INTERVAL_S as STEP_TIMES_INTERVAL_S
-from hexgen_sglang.policies.dispatch import DISPATCH
 from hexgen_sglang.policies.fairness import AttainedService
 from hexgen_sglang.policies.ordering import ORDERING
 from hexgen_sglang.protocol.messages import Load, Release, RequestFinished, Retain
 from hexgen_sglang.protocol.tag import WorkflowTag
-from hexgen_sglang.sim.clock import DISPATCH as DISPATCHING
-from hexgen_sglang.sim.clock import MESSAGE, EventQueue
+from hexgen_sglang.sim.beside import Beside
+from hexgen_sglang.sim.clock import DISPATCH, MESSAGE, EventQueue
 from hexgen_sglang.sim.engine import Engine
 from hexgen_sglang.sim.engine_request import EngineRequest
 from hexgen_sglang.sim.fronts import Asked, Segments, Send, engine_request
+from hexgen_sglang.sim.host import Delays
 
 _MODEL = "simulated"
 _STALE_HEARTBEATS = 3
 _IDLE = Load(num_running=0, num_waiting=0, num_waiting_tokens=0, num_kv_tokens_used=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Delays:
-    """How late news are.
-
-    Attributes:
-        report_s: from an engine to the coordinator, over the link.
-        min_interval_s: between two load reports of an engine.
-    """
-
-    report_s: float = 0.002
-    min_interval_s: float = 0.05
 
 
 class _Queued(QueuedRequest):
@@ -94,6 +80,7 @@ class CoordinatorFront:
         events: the virtual clock.
         delays: of reports.
         linked: the engines have our plugin and report; else only what HTTP tells is known.
+        beside: makes the dispatch policy, and is told of every workflow's end.
 
     Attributes:
         waits_s: of each request, from its acceptance until it went to a worker.
@@ -110,8 +97,10 @@ class CoordinatorFront:
         delays: Delays,
         *,
         linked: bool = True,
+        beside: Beside,
     ) -> None:
         self._linked = linked
+        self._beside = beside
         self.waits_s: list[float] = []
         self.num_moves = 0
         self._engines = {engine.name: engine for engine in engines}
@@ -139,7 +128,7 @@ class CoordinatorFront:
             attained = AttainedService(half_life_s=config.tenant_half_life_s)
             self._shares = TenantShares(attained, events.clock)
         self._dispatcher = Dispatcher(
-            DISPATCH.create(config.dispatch, **config.dispatch_settings),
+            beside.begin(config, events),
             config.dispatch,
             lambda: list(self._workers.values()),
             self._estimates,
@@ -147,7 +136,7 @@ class CoordinatorFront:
             _Silent(),
             WorkingSet(config.working_set if config.binding == "late" else 0.0, self._shares),
             clock=events.clock,
-            soon=lambda action: _discard(events.at(events.now_s, DISPATCHING, action)),
+            soon=lambda action: _discard(events.at(events.now_s, DISPATCH, action)),
         )
         self.demotion = Demotion(
             config.demotion_ageing, events.clock, caution=config.demotion_caution
@@ -286,7 +275,7 @@ class CoordinatorFront:
         busy_s = self._dispatcher.release(attempt)
         self._estimates.note_answered(attempt, usage, busy_s, now_s)
         if self._linked:
-            self._estimates.note_reported(_finished(queued, attempt, request, now_s))
+            self._estimates.note_reported(_finished(queued, attempt, request))
         self._tracker.close(queued.workflow, queued.record, Outcome.COMPLETED, now_s)
         if self._shares is not None:
             self._shares.ended(queued)
@@ -323,6 +312,7 @@ class CoordinatorFront:
     def _over(self, workflow: Workflow) -> None:
         self._keeper.over(workflow)
         self._gate.ended(workflow)
+        self._beside.ended(workflow)
 
     def _tell(self, worker_id: str, message: Retain | Release) -> None:
         """A message on prefixes to an engine; it arrives a little later."""
@@ -366,7 +356,7 @@ class CoordinatorFront:
         worker = self._workers[engine.name]
 
         costs = None
-        if now_s - self._told_costs_s[engine.name] >= STEP_TIMES_INTERVAL_S:
+        if now_s - self._told_costs_s[engine.name] >= self._delays.costs_interval_s:
             costs = engine.costs.costs()
             self._told_costs_s[engine.name] = now_s
 
@@ -400,19 +390,31 @@ class _Blocks:
 
     def __init__(self) -> None:
         self._names: dict[tuple[int, str, int], int] = {}
+        # (path, stream, tokens) -> names of the blocks that end in it, and the path behind it
+        self._segments: dict[tuple[int, str, int], tuple[list[int], int]] = {}
 
     def of(self, segments: Segments) -> tuple[int, ...]:
         """The names of a prompt's whole blocks, as `coordinator.prompt` hashes token ids."""
-        names = self._names
         found: list[int] = []
-        path, start, end = 0, 0, BLOCK_TOKENS
+        path = start = 0
         for key, length in segments:
-            while end <= start + length:
-                found.append(names.setdefault((path, key, end - start), len(names) + 1))
-                end += BLOCK_TOKENS
-            path = names.setdefault((path, key, -length), len(names) + 1)
+            known = self._segments.get((path, key, length))
+            if known is None:
+                known = self._segments[path, key, length] = self._named(path, key, start, length)
+            names, path = known
+            found += names
             start += length
         return tuple(found)
+
+    def _named(self, path: int, key: str, start: int, length: int) -> tuple[list[int], int]:
+        """A segment behind `path`, which has `start` tokens."""
+        names = self._names
+        first = BLOCK_TOKENS - start % BLOCK_TOKENS
+        found = [
+            names.setdefault((path, key, place), len(names) + 1)
+            for place in range(first, length + 1, BLOCK_TOKENS)
+        ]
+        return found, names.setdefault((path, key, -length), len(names) + 1)
 
 
 def _segments_of(request: QueuedRequest) -> Segments:
@@ -438,10 +440,8 @@ def _worker(engine: Engine, estimates: Estimates, *, linked: bool) -> Worker:
     )
 
 
-def _finished(
-    queued: _Queued, attempt: Attempt, request: EngineRequest, now_s: float
-) -> RequestFinished:
-    """What the plugin tells of a request that ended now."""
+def _finished(queued: _Queued, attempt: Attempt, request: EngineRequest) -> RequestFinished:
+    """What the plugin tells of a request that ended."""
     assert request.admitted_s is not None
     assert request.first_token_s is not None
     return RequestFinished(
@@ -453,7 +453,7 @@ def _finished(
         output_tokens=request.num_output_tokens,
         queue_ms=(request.admitted_s - request.arrival_s) * 1000,
         ttft_ms=(request.first_token_s - request.arrival_s) * 1000,
-        e2e_ms=(now_s - request.arrival_s) * 1000,
+        e2e_ms=(request.ended_s - request.arrival_s) * 1000,
         aborted=False,
     )
 

@@ -75,6 +75,7 @@ class Engine:
         on_first_token, on_end: told of each request when its step has ended.
         on_change: told after each step that changed what is running or waiting.
         overhead_s: added to every step: time of the host that no step hides.
+        times_steps: learn what steps cost, as the plugin does.
         step_by_step: take every decode step by itself (slow; the truth to compare with).
     """
 
@@ -91,6 +92,7 @@ class Engine:
         retained_share: float = 0.0,
         prewarm_share: float = 0.0,
         overhead_s: float = 0.0,
+        times_steps: bool = True,
         step_by_step: bool = False,
     ) -> None:
         self.name = name
@@ -107,6 +109,7 @@ class Engine:
         self._on_end = on_end
         self._on_change = on_change
         self._overhead_s = overhead_s
+        self._times_steps = times_steps
         self._step_by_step = step_by_step
         self._kv_tokens = profile.capacity.kv_tokens.value
         self._max_running = profile.capacity.max_running_requests.value
@@ -121,6 +124,7 @@ class Engine:
         self._next: Step | None = None
         self._boundary: Event | None = None
         self._num_arrived = 0
+        self._touched = (0, 0)  # uses of the cache, and arrivals, when it was last done
         self._unseen: list[EngineRequest] = []  # waiting, and came since the last `_plan`
 
     @property
@@ -261,10 +265,21 @@ class Engine:
         self._boundary = None
         seconds = step.end_s - step.start_s
         self.totals.busy_s += seconds
+        if self._times_steps:
+            self._time(step, seconds)
+        if isinstance(step, Prefill):
+            self._take_prefill(step)
+        else:
+            self._take_decode(step)
+        self._step, self._next = self._next, None
+        self._launch()
+        self._on_change(self)
+
+    def _time(self, step: Step, seconds: float) -> None:
+        """Learn what steps cost."""
         if isinstance(step, Prefill):
             attended = sum([tokens * (before + tokens / 2) for tokens, before in step.chunks])
             self.costs.add_prefill(step.num_tokens, attended, seconds)
-            self._take_prefill(step)
         else:
             self.costs.add_decode(
                 len(step.requests),
@@ -273,10 +288,6 @@ class Engine:
                 step.num_steps,
                 step.num_repeated,
             )
-            self._take_decode(step)
-        self._step, self._next = self._next, None
-        self._launch()
-        self._on_change(self)
 
     def _take_prefill(self, step: Prefill) -> None:
         self.totals.steps += 1
@@ -333,6 +344,7 @@ class Engine:
         request.num_private_tokens = 0
         self.totals.ended += 1
         self._has_ended = True
+        request.ended_s = self._events.now_s
         if not request.is_ahead:
             self._on_end(request, self._events.now_s)
 
@@ -503,11 +515,20 @@ class Engine:
         """Use KV slots, evicting cached prefixes when too few are free."""
         short = num_tokens - self.num_free
         if short > 0:
-            # SGLang marks the prefixes of waiting requests as used at every step.
-            for request in reversed(self.waiting):
-                self.cache.match(request.fill, request.num_fill_tokens - 1)
+            self._touch_waiting()
             self.cache.evict(short)
         self._num_private += num_tokens
+
+    def _touch_waiting(self) -> None:
+        """Mark what waiting requests will need as used, as SGLang does at every step.
+
+        Only before an eviction, and when anything was used or came since: it changes nothing else.
+        """
+        if self._touched == (self.cache.num_uses, self._num_arrived):
+            return
+        for request in reversed(self.waiting):
+            self.cache.match(request.fill, request.num_fill_tokens - 1)
+        self._touched = (self.cache.num_uses, self._num_arrived)
 
 
 def _retention(share: float, kv_tokens: int) -> PrefixRetention[Segments] | None:

@@ -25,7 +25,7 @@ class EngineRequest:
         num_computed_tokens: prompt tokens with KV, cached ones included.
         num_private_tokens: KV slots of its own, not in the cache.
         num_made_tokens: output tokens whose step has ended.
-        admitted_s, first_token_s: None before.
+        admitted_s, first_token_s: None before; `ended_s`: 0 before.
         num_retractions: times its running state was thrown away.
         order_key: by the plugin's policy; None until it was asked.
         is_ahead: nobody's request: a prefix that is computed ahead.
@@ -35,6 +35,7 @@ class EngineRequest:
     __slots__ = (
         "admitted_s",
         "arrival_s",
+        "ended_s",
         "first_token_s",
         "ignores_eos",
         "is_ahead",
@@ -72,7 +73,7 @@ class EngineRequest:
         self.max_new_tokens = max_new_tokens or num_output_tokens
         self.ignores_eos = max_new_tokens is None
         self.priority = priority
-        self.arrival_s = self.queued_s = 0.0
+        self.arrival_s = self.queued_s = self.ended_s = 0.0
         self.number = 0
         self.node: Node | None = None
         self.num_cached_tokens = 0

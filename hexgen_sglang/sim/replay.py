@@ -12,6 +12,7 @@ from hexgen_sglang.sim.clock import ARRIVAL, EventQueue
 from hexgen_sglang.sim.engine import Engine
 from hexgen_sglang.sim.engine_request import EngineRequest
 from hexgen_sglang.sim.fronts import Asked, Front
+from hexgen_sglang.sim.host import HostTimes
 from hexgen_sglang.workload.plan import PlannedWorkflow, Workload
 
 
@@ -34,8 +35,8 @@ class Replay:
         system: name for the record.
         workload: what to send.
         events: the virtual clock.
-        hop_s: from the driver to the engine, and back again.
-        send_s: of the driver for each request; siblings leave it one after the other.
+        host: what travels how long.
+        to_front_s: of a request from the driver to the front.
 
     Attributes:
         refused: indices of workflows that the front refused; the driver gives them up.
@@ -46,14 +47,14 @@ class Replay:
         system: str,
         workload: Workload,
         events: EventQueue,
-        hop_s: float,
-        send_s: float,
+        host: HostTimes,
+        to_front_s: float,
     ) -> None:
         self._system = system
         self._workload = workload
         self._events = events
-        self._hop_s = hop_s
-        self._send_s = send_s
+        self._host = host
+        self._to_front_s = to_front_s
         self._front: Front | None = None
         self._sent: dict[str, _Sent] = {}
         self._requests: list[RequestRecord] = []
@@ -77,7 +78,8 @@ class Replay:
 
     def first_token(self, engine: Engine, request: EngineRequest) -> None:
         """An engine gave a request's first token."""
-        self._sent[request.view.request_id].first_s = self._events.now_s + self._hop_s
+        first_s = self._events.now_s + self._host.back_s
+        self._sent[request.view.request_id].first_s = first_s
 
     def ended(self, engine: Engine, request: EngineRequest) -> None:
         """An engine gave a request's last token."""
@@ -85,7 +87,7 @@ class Replay:
         workflow, stage, sibling = sent.key
         planned = self._workload.workflows[workflow]
         assert request.admitted_s is not None
-        end_s = self._events.now_s + self._hop_s
+        end_s = self._events.now_s + self._host.back_s
         self._requests.append(
             RequestRecord(
                 request_id=request.view.request_id,
@@ -103,6 +105,8 @@ class Replay:
                 output_tokens=request.num_output_tokens,
                 queue_s=request.admitted_s - request.queued_s,
                 retractions=request.num_retractions,
+                to_engine_s=request.arrival_s - sent.sent_s,
+                back_s=self._host.back_s,
             )
         )
         self._open[workflow][stage] -= 1
@@ -152,7 +156,7 @@ class Replay:
         due_s = ready_s + planned.workflow.stages[stage].tool_s
         for sibling in range(len(planned.workflow.stages[stage].requests)):
             self._events.at(
-                due_s + sibling * self._send_s,
+                due_s + sibling * self._host.send_s,
                 ARRIVAL,
                 lambda sibling=sibling: self._ask(planned, stage, sibling, due_s),  # type: ignore[misc]
             )
@@ -161,15 +165,26 @@ class Replay:
         """Send a request, unless its workflow was refused."""
         if planned.index in self.refused:
             return
-        try:
-            self._send(planned, stage, sibling, due_s)
-        except ApiError:
-            del self._sent[f"{planned.workflow_id}-{stage}-{sibling}"]
-            self.refused.add(planned.index)
+        asked = self._asked(planned, stage, sibling, due_s)
+        if self._to_front_s:
+            arrival_s = self._events.now_s + self._to_front_s
+            self._events.at(arrival_s, ARRIVAL, lambda: self._hand(planned, asked))
+        else:
+            self._hand(planned, asked)
 
-    def _send(self, planned: PlannedWorkflow, stage: int, sibling: int, due_s: float) -> None:
-        """Give one request to the front."""
+    def _hand(self, planned: PlannedWorkflow, asked: Asked) -> None:
+        """A request has reached the front."""
         assert self._front is not None
+        if planned.index not in self.refused:
+            try:
+                self._front.take(asked)
+                return
+            except ApiError:
+                self.refused.add(planned.index)
+        del self._sent[asked.request_id]
+
+    def _asked(self, planned: PlannedWorkflow, stage: int, sibling: int, due_s: float) -> Asked:
+        """The request as the driver sends it now."""
         now_s = self._events.now_s
         workflow = planned.workflow
         node = workflow.stages[stage]
@@ -181,19 +196,17 @@ class Replay:
         if planned.budget_s is not None:
             budget_s = planned.arrival_s + planned.budget_s - now_s
         priority = 0 if planned.budget_s is None else round(planned.arrival_s + planned.budget_s)
-        self._front.take(
-            Asked(
-                request_id=request_id,
-                workflow_id=planned.workflow_id,
-                workflow_type=workflow.workflow_type,
-                stage=node.name,
-                siblings=len(node.requests),
-                sibling_index=sibling,
-                final=len(last) == 1 and stage in last,
-                budget_s=budget_s,
-                segments=tuple((s.key, s.num_tokens) for s in planned.prompts[stage][sibling]),
-                num_output_tokens=node.requests[sibling].num_output_tokens,
-                priority=priority,
-                tenant=planned.tenant,
-            )
+        return Asked(
+            request_id=request_id,
+            workflow_id=planned.workflow_id,
+            workflow_type=workflow.workflow_type,
+            stage=node.name,
+            siblings=len(node.requests),
+            sibling_index=sibling,
+            final=len(last) == 1 and stage in last,
+            budget_s=budget_s,
+            segments=tuple((s.key, s.num_tokens) for s in planned.prompts[stage][sibling]),
+            num_output_tokens=node.requests[sibling].num_output_tokens,
+            priority=priority,
+            tenant=planned.tenant,
         )

@@ -5,10 +5,9 @@ Pure and deterministic: equal arguments give equal records, on any machine.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hexgen_sglang.bench.dispatchers import coordinator_config
@@ -19,11 +18,13 @@ from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.policies.ordering import ORDERING
 from hexgen_sglang.results import laws
 from hexgen_sglang.results.schema import RunFacts
-from hexgen_sglang.sim.clock import ARRIVAL, EventQueue
-from hexgen_sglang.sim.coordinator_front import CoordinatorFront, Delays
+from hexgen_sglang.sim.beside import Beside, Nobody
+from hexgen_sglang.sim.clock import ARRIVAL, MESSAGE, Action, EventQueue
+from hexgen_sglang.sim.coordinator_front import CoordinatorFront
 from hexgen_sglang.sim.engine import Engine
 from hexgen_sglang.sim.engine_request import EngineRequest
 from hexgen_sglang.sim.fronts import Front, InTurn, Router
+from hexgen_sglang.sim.host import HostTimes
 from hexgen_sglang.sim.queue_order import queue_order
 from hexgen_sglang.sim.replay import Replay
 from hexgen_sglang.workload.plan import Workload
@@ -34,35 +35,22 @@ class SimSettings:
     """What a simulation adds to workers, workload and system.
 
     Attributes:
-        hop_s: of a request from whoever sends it to the engine's queue (HTTP, tokens), and of
-            the answer back; at least 0.
-        send_s: of the driver for each request; siblings leave it one after the other. At
-            least 0.
-        overhead_s: host time of each step that the accelerator has to wait for, by worker name;
-            a worker that is not named has none; at least 0.
-        delays: of reports to the coordinator.
+        host: what the host adds to the accelerators' time.
         step_by_step: take every decode step by itself: slow, and the truth that the skipping
             has to meet.
         worker_names: in the order of the profiles; (): the profiles' names, with a number
             behind those that occur twice, as cluster files name them.
         coordinator: settings of a coordinator; policies and limits are the system's.
+        beside: runs beside a coordinator; one run may use it.
         make_engine: makes each worker, from the arguments of `Engine`; for measurements.
     """
 
-    hop_s: float = 0.0
-    send_s: float = 0.0
-    overhead_s: Mapping[str, float] = field(default_factory=dict)
-    delays: Delays = field(default_factory=Delays)
+    host: HostTimes = field(default_factory=HostTimes)
     step_by_step: bool = False
     worker_names: tuple[str, ...] = ()
     coordinator: CoordinatorConfig = field(default_factory=CoordinatorConfig)
+    beside: Beside = field(default_factory=Nobody)
     make_engine: Callable[..., Engine] = Engine
-
-    def __post_init__(self) -> None:
-        named = {f"overhead_s[{name}]": value for name, value in self.overhead_s.items()}
-        for name, value in {"hop_s": self.hop_s, "send_s": self.send_s, **named}.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name}={value}: must be finite and at least 0")
 
 
 DEFAULT_SETTINGS = SimSettings()
@@ -107,7 +95,12 @@ class _Simulation:
         self._workload = workload
         self._settings = settings
         self._events = EventQueue()
-        self._replay = Replay(system.name, workload, self._events, settings.hop_s, settings.send_s)
+        host = settings.host
+        # A front of its own stands half way between driver and engines.
+        share = 0.0 if system.place is Place.DRIVER else 0.5
+        self._to_engine_s = (1 - share) * host.to_engine_s
+        self._to_front_s = (1 - share) * host.back_s if share else 0.0
+        self._replay = Replay(system.name, workload, self._events, host, share * host.to_engine_s)
         ordering = system.engine.ordering
         order_settings = dict(ORDERING.defaults(ordering)) if ordering else {}
         self._by_request: dict[str, Engine] = {}
@@ -128,7 +121,8 @@ class _Simulation:
                 on_change=self._changed,
                 retained_share=system.engine.retained_share if system.linked else 0.0,
                 prewarm_share=system.engine.prewarm_share if system.linked else 0.0,
-                overhead_s=settings.overhead_s.get(name, 0.0),
+                overhead_s=host.step_s.get(name, 0.0),
+                times_steps=system.place is Place.COORDINATOR and system.linked,
                 step_by_step=settings.step_by_step,
             )
             for name, profile in zip(names, profiles, strict=True)
@@ -149,7 +143,7 @@ class _Simulation:
             run=run,
             broken=tuple(broken),
             emulation={
-                engine.name: _summary(engine, self._settings.overhead_s.get(engine.name, 0.0))
+                engine.name: _summary(engine, self._settings.host.step_s.get(engine.name, 0.0))
                 for engine in self._engines
             },
             prefixes=_prefixes(self._engines),
@@ -169,31 +163,37 @@ class _Simulation:
             self._engines,
             self._send,
             self._events,
-            self._settings.delays,
+            self._settings.host.delays,
             linked=system.linked,
+            beside=self._settings.beside,
         )
 
     def _send(self, engine: Engine, request: EngineRequest) -> None:
         """A request travels to an engine."""
         self._by_request[request.view.request_id] = engine
-        if self._settings.hop_s:
-            self._events.at(
-                self._events.now_s + self._settings.hop_s,
-                ARRIVAL,
-                lambda: engine.submit(request),
-            )
+        if self._to_engine_s:
+            arrival_s = self._events.now_s + self._to_engine_s
+            self._events.at(arrival_s, ARRIVAL, lambda: engine.submit(request))
         else:
             engine.submit(request)
 
     def _first_token(self, request: EngineRequest, now_s: float) -> None:
         engine = self._by_request[request.view.request_id]
         self._replay.first_token(engine, request)
-        self._front.first_token(request.view.request_id)
+        request_id = request.view.request_id
+        self._tell_front(lambda: self._front.first_token(request_id))
 
     def _ended(self, request: EngineRequest, now_s: float) -> None:
         engine = self._by_request.pop(request.view.request_id)
-        self._front.ended(engine, request)
+        self._tell_front(lambda: self._front.ended(engine, request))
         self._replay.ended(engine, request)
+
+    def _tell_front(self, action: Action) -> None:
+        """A part of an answer passes the front, on its way to the driver."""
+        if self._to_front_s:
+            self._events.at(self._events.now_s + self._to_front_s, MESSAGE, action)
+        else:
+            action()
 
     def _changed(self, engine: Engine) -> None:
         self._front.load_changed(engine)

@@ -6,13 +6,13 @@ under the same systems, and prints and writes the errors of each cell (trace, ra
     .venv/bin/python launch/bench/fidelity.py --cluster launch/configs/clusters/hetero-1.toml \
         --compare ../shared/traces/trace1.json runs/trace1 --json FILE
 
-What the host added is taken from the records, not modelled: each worker's overhead of a step,
-the driver's time between siblings, and the time of a hop (HTTP, ZMQ), such that requests spend
-as long between sending and first token, queue apart, as they did. sglang-router keeps its
-workers in an order of its own, which decides who gets which template: the order is taken that
-explains most of its decisions, and how many it explains is stated. Near saturation a queue
-doubles any small difference, so each seed is simulated with several slightly different hops; the
-error of their mean is stated with the spread (standard deviation) among them.
+What the host added is taken from the records, not modelled (`results/host.py`): the standstill of
+each worker before a step, the driver's time between siblings, a request's way to the scheduler and
+back. sglang-router keeps its workers in an order of its own, which decides who gets which template:
+the order is taken that explains most of its decisions, and how many it explains is stated. Near
+saturation a queue doubles any small difference, so each seed is simulated with ways a little
+shorter and longer than measured; the error of the mean over them is stated with the spread
+(standard deviation) among them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 
 from hexgen_sglang.bench.plan import cluster_profiles
@@ -38,22 +39,20 @@ from hexgen_sglang.core.accelerator import AcceleratorProfile
 from hexgen_sglang.core.errors import ConfigError, HexgenError
 from hexgen_sglang.results import statistics
 from hexgen_sglang.results.figures import LATENCY_FIGURES, deadlines_met
-from hexgen_sglang.results.records import RequestRecord, RunRecord
+from hexgen_sglang.results.host import host_costs
+from hexgen_sglang.results.records import RunRecord
 from hexgen_sglang.results.schema import RunFacts
-from hexgen_sglang.sim.coordinator_front import Delays
 from hexgen_sglang.sim.engine import Engine
 from hexgen_sglang.sim.fronts import Asked, Router
+from hexgen_sglang.sim.host import HostTimes
 from hexgen_sglang.sim.run import SimSettings, simulate
 from hexgen_sglang.tuner.runs import Runs
 from hexgen_sglang.workload.formats import load_trace
 from hexgen_sglang.workload.plan import Workload, WorkloadSettings, build_workload
 from hexgen_sglang.workload.trace import Trace
 
-# Of the link between worker and coordinator, in real seconds.
-REPORT_S = 0.002
-REPORT_INTERVAL_S = 0.05
-# A replicate's hop, relative to the measured one, is spread evenly over 1 +- this.
-HOP_SPREAD = 0.25
+# A replicate's way there and back, relative to the measured one, is spread evenly over 1 +- this.
+WAY_SPREAD = 0.25
 FIGURES = (*LATENCY_FIGURES, "attainment", "prefix_hit")
 P95_LIMIT, MEAN_LIMIT = 0.10, 0.07
 # A difference between two systems counts when it is this many of its standard deviations.
@@ -75,20 +74,18 @@ class Setup:
         return dict(zip(names, self.profiles, strict=True))
 
     def __call__(self, job: tuple[str, RunFacts, tuple[str, ...], float]) -> RunRecord:
-        """Simulate what was run: (trace, real run, workers in order, hop in seconds)."""
-        trace, real, order, hop_s = job
-        scale = real.run.time_scale
-        settings = SimSettings(
-            hop_s=hop_s,
-            send_s=send_s(real.run),
-            overhead_s={
-                name: row["overhead_s"] / row["steps"] if row["steps"] else 0.0
-                for name, row in real.emulation.items()
-            },
-            delays=Delays(REPORT_S * scale, REPORT_INTERVAL_S * scale),
-            worker_names=order,
-            coordinator=self.cluster.coordinator,
+        """Simulate what was run: (trace, real run, workers in order, share of its way)."""
+        trace, real, order, share = job
+        costs = host_costs([real])
+        if costs is None:
+            raise ConfigError(f"{real.run.system}: no emulated worker in its records")
+        measured = HostTimes.measured(costs)
+        host = replace(
+            measured,
+            to_engine_s=share * measured.to_engine_s,
+            back_s=share * measured.back_s,
         )
+        settings = SimSettings(host=host, worker_names=order, coordinator=self.cluster.coordinator)
         workload = workload_of(self.traces[trace], real.run, self.profiles)
         profiles = [self.by_worker[name] for name in order]
         facts = simulate(parse_system(real.run.system), workload, profiles, settings)
@@ -130,29 +127,8 @@ def workload_of(trace: Trace, run: RunRecord, profiles: Sequence[AcceleratorProf
     return workload
 
 
-def send_s(run: RunRecord) -> float:
-    """Seconds between siblings that the driver sends together, on average."""
-    gaps = [last - first for first, last in map(_sent_span, _stages(run)) if last > first]
-    count = sum(len(siblings) - 1 for siblings in _stages(run))
-    return sum(gaps) / count if count else 0.0
-
-
-def _sent_span(siblings: Sequence[RequestRecord]) -> tuple[float, float]:
-    """When the first and the last of them was sent."""
-    instants = [request.sent_s for request in siblings]
-    return min(instants), max(instants)
-
-
-def _stages(run: RunRecord) -> list[list[RequestRecord]]:
-    """The requests of each stage of each workflow."""
-    stages: dict[tuple[int, int], list[RequestRecord]] = {}
-    for request in run.requests:
-        stages.setdefault((request.workflow, request.stage), []).append(request)
-    return list(stages.values())
-
-
 def calibrated(setup: Setup, trace: str, real: RunFacts) -> dict[str, Any]:
-    """Order of the workers and seconds of a hop, for simulations of a run.
+    """Order of the workers for simulations of a run, and what its host added.
 
     `router_agreement`: share of sglang-router's decisions that its model takes as it did, told
     who was in flight; None elsewhere.
@@ -164,21 +140,8 @@ def calibrated(setup: Setup, trace: str, real: RunFacts) -> dict[str, Any]:
             (router_agreement(real.run, workload, names), names)
             for names in itertools.permutations(order)
         )
-    first = setup((trace, real, order, 0.0))
-    late_s = outside_s(real.run) - outside_s(first)
-    return {"order": order, "hop_s": max(0.0, late_s / 2), "router_agreement": agreement}
-
-
-def outside_s(run: RunRecord) -> float:
-    """Mean seconds from when a request was due until its first token, less queue and siblings."""
-    sent_s = {id(request): _sent_span(some)[0] for some in _stages(run) for request in some}
-    lag_s = [sent_s[id(request)] - request.due_s for request in run.requests]
-    rest_s = [
-        request.first_byte_s - request.sent_s - request.queue_s
-        for request in run.requests
-        if request.first_byte_s is not None and request.queue_s is not None
-    ]
-    return float(np.mean(lag_s) + np.mean(rest_s))
+    host = msgspec.to_builtins(host_costs([real]))
+    return {"order": order, "host": host, "router_agreement": agreement}
 
 
 def router_agreement(run: RunRecord, workload: Workload, names: Sequence[str]) -> float:
@@ -276,7 +239,7 @@ def compare(
             if not (valid_only and facts.broken):
                 key = (trace, facts.run.rate_per_s, facts.run.system)
                 groups.setdefault(key, []).append(facts)
-    factors = np.linspace(1 - HOP_SPREAD, 1 + HOP_SPREAD, replicates)
+    factors = np.linspace(1 - WAY_SPREAD, 1 + WAY_SPREAD, replicates)
     cells = []
 
     def progress(done: int, total: int) -> None:
@@ -288,7 +251,7 @@ def compare(
             real = groups[trace, rate, system]
             known = [calibrated(setup, trace, facts) for facts in real]
             todo = [
-                (trace, facts, one["order"], one["hop_s"] * float(factor))
+                (trace, facts, one["order"], float(factor))
                 for factor in factors
                 for facts, one in zip(real, known, strict=True)
             ]

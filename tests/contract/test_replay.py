@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -50,6 +51,7 @@ class Worker:
         self.seconds = seconds
         self.bodies: list[tuple[float, dict[str, Any]]] = []
         self.fail: dict[str, int] = {}
+        self.came_unix_s: dict[str, float] = {}
         self.short: set[str] = set()
         self.busy = 0
         self.most_busy = 0
@@ -59,6 +61,7 @@ class Worker:
         assert "rid" not in body  # a coordinator names requests itself
         body["rid"] = request.headers["x-request-id"]
         self.bodies.append((asyncio.get_running_loop().time(), body))
+        self.came_unix_s[body["rid"]] = time.time()
         if body["rid"] in self.fail:
             return web.json_response({"error": "no"}, status=self.fail[body["rid"]])
         self.busy += 1
@@ -85,6 +88,9 @@ class Worker:
             "completion_tokens": made,
             "weight_version": self.name,
             "queue_time": 0.01,
+            # Half a second to the scheduler; its prefill ended a quarter before now.
+            "api_server_dispatch_finish_ts": self.came_unix_s[body["rid"]] + 0.5,
+            "prefill_finished_time": self.came_unix_s[body["rid"]] - 0.25,
         }
         event = json.dumps({"text": "x" * made, "meta_info": meta})
         await response.write(f"data: {event}\n\n".encode())
@@ -169,8 +175,13 @@ async def test_dependencies_tool_time_and_fan_out_are_honoured() -> None:
     assert plan.cached_tokens == 7
     assert plan.queue_s is not None
     assert abs(plan.queue_s - 0.04) < 1e-9
+    # Half a real second to the scheduler and a quarter back, as the worker says, at scale 4.
     assert plan.ttft_s is not None
     assert plan.ttft_s < plan.end_s - plan.due_s - 0.15
+    assert plan.to_engine_s is not None
+    assert 2.0 <= plan.to_engine_s < 3.0
+    assert plan.back_s is not None
+    assert 1.0 <= plan.back_s < 2.0
     assert by_id["w0-3-0"].due_s == max(by_id["w0-1-0"].end_s, by_id["w0-1-1"].end_s)
 
 

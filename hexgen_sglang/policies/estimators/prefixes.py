@@ -33,8 +33,10 @@ class PrefixMemory:
         known = self._blocks.setdefault(worker_id, OrderedDict())
         # Deep blocks first: as in a radix cache, leaves are forgotten before their parents.
         for block in reversed(blocks):
-            known[block] = None
-            known.move_to_end(block)
+            if block in known:
+                known.move_to_end(block)
+            else:
+                known[block] = None
         excess = len(known) - self._limits.get(worker_id, self._max_blocks)
         for _ in range(excess):
             known.popitem(last=False)

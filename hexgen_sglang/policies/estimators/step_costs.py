@@ -8,13 +8,14 @@ engines; see `core.worker.StepCosts` for the terms.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from hexgen_sglang.core.worker import StepCosts
 
 # Steps of a kind before its terms are told.
 MIN_STEPS = 8
 _KEEP = 0.999
-_SUBSETS = [rows for size in (1, 2, 3) for rows in itertools.combinations(range(3), size)]
+_SUBSETS = [rows for size in (1, 2) for rows in itertools.combinations(range(3), size)]
 # Columns are brought to one size, so that the equations are well conditioned.
 _PREFILL_UNITS = (1.0, 1e3, 1e6)  # steps, uncached tokens, sum of attended tokens
 _DECODE_UNITS = (1.0, 10.0, 1e4)  # steps, requests, context tokens
@@ -81,19 +82,39 @@ class _Equations:
 
     def add(self, terms: tuple[float, float, float], seconds: float, weight: float) -> None:
         """One sample; `weight` as if it had come so often."""
-        a, b, c = (term / unit for term, unit in zip(terms, self._units, strict=True))
+        units = self._units
+        a, b, c = terms[0] / units[0], terms[1] / units[1], terms[2] / units[2]
         keep = _KEEP**weight
-        squares, products = self._squares, self._products
-        for place, value in enumerate((a * a, a * b, a * c, b * b, b * c, c * c)):
-            squares[place] = keep * squares[place] + weight * value
-        for place, value in enumerate((a, b, c)):
-            products[place] = keep * products[place] + weight * value * seconds
+        aa, ab, ac, bb, bc, cc = self._squares
+        wa, wb, wc = weight * a, weight * b, weight * c
+        self._squares = [
+            keep * aa + wa * a,
+            keep * ab + wa * b,
+            keep * ac + wa * c,
+            keep * bb + wb * b,
+            keep * bc + wb * c,
+            keep * cc + wc * c,
+        ]
+        a_y, b_y, c_y = self._products
+        self._products = [
+            keep * a_y + wa * seconds,
+            keep * b_y + wb * seconds,
+            keep * c_y + wc * seconds,
+        ]
 
     def solution(self) -> tuple[float, float, float]:
-        """The best non-negative terms: of all sets of terms left out, the best feasible one."""
+        """The best non-negative terms: all three, else the best set of them that is feasible."""
         aa, ab, ac, bb, bc, cc = self._squares
         ridge = 1e-9 * (aa + bb + cc)
         squares = ((aa + ridge, ab, ac), (ab, bb + ridge, bc), (ac, bc, cc + ridge))
+        best = _solved([list(row) for row in squares], list(self._products))
+        if min(best) < 0:
+            best = self._feasible(squares)
+        one, two, three = (term / unit for term, unit in zip(best, self._units, strict=True))
+        return one, two, three
+
+    def _feasible(self, squares: Sequence[Sequence[float]]) -> list[float]:
+        """The best terms with one or two left out, none below 0."""
         best = [0.0, 0.0, 0.0]
         least = 0.0
         for chosen in _SUBSETS:
@@ -112,8 +133,7 @@ class _Equations:
                 best = [0.0, 0.0, 0.0]
                 for term, row in zip(found, chosen, strict=True):
                     best[row] = term
-        one, two, three = (term / unit for term, unit in zip(best, self._units, strict=True))
-        return one, two, three
+        return best
 
 
 def _solved(rows: list[list[float]], right: list[float]) -> list[float]:
