@@ -15,12 +15,7 @@ from msgspec import Meta, Struct
 
 from hexgen_sglang.cluster.ports import free_port
 from hexgen_sglang.cluster.worker import Platform, WorkerSpec
-from hexgen_sglang.coordinator.config import (
-    CoordinatorConfig,
-    CoordinatorFile,
-    Port,
-    as_toml,
-)
+from hexgen_sglang.coordinator.config import CoordinatorConfig, Port, coordinator_as_toml
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.core.strict import convert
 from hexgen_sglang.models.smollm2 import ensure_default_model
@@ -42,11 +37,27 @@ class ClusterTable(Struct, frozen=True, forbid_unknown_fields=True):
     logs: Annotated[str, Meta(min_length=1, max_length=4096)] = "runs/cluster"
 
 
+class RayNeeds(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The table `[workers.ray]`: what one server takes of a node of a Ray cluster.
+
+    Attributes:
+        num_gpus: GPUs; Ray tells the server which.
+        num_cpus: cores.
+        resources: others by name, such as Ray's own "accelerator_type:A100" (0.001 is enough) or
+            what `ray start --resources` states.
+    """
+
+    num_gpus: Annotated[int, Meta(ge=0, le=1_024)] = 0
+    num_cpus: Annotated[float, Meta(ge=0, le=4_096)] = 0.0
+    resources: dict[Name, Annotated[float, Meta(gt=0, le=1e6)]] = {}
+
+
 class WorkerRow(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One row of `[[workers]]`: `count` SGLang servers alike.
 
     Attributes:
         name: worker id; with a count above 1 they are `<name>-0`, `<name>-1`, ...
+        count: how many, alike.
         platform: "torch_cpu" or "cuda". A row with count 1 and CUDA_VISIBLE_DEVICES in `env`
             puts a server on a certain GPU.
         profile: accelerator to emulate, a file relative to this one; needs "torch_cpu".
@@ -55,10 +66,12 @@ class WorkerRow(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
         schedule_policy: "hexgen", or one of SGLang's own for a baseline.
         ordering: which of our policies orders the queue; "hexgen" only.
         hardware: name for the coordinator; the profile's name without one.
+        keys: folder of CURVE keys; the coordinator's without one.
         host, port: where they listen; port 0 takes free ones, others count up from it.
         max_total_tokens: KV slots.
         flags: further arguments for launch_server.
         env: further environment.
+        ray: for the engine "ray" only; without it one of the resource named as `hardware`.
     """
 
     name: Name
@@ -75,6 +88,7 @@ class WorkerRow(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     max_total_tokens: Annotated[int, Meta(ge=256, le=2**40)] | None = None
     flags: tuple[str, ...] = ()
     env: dict[str, str] = {}
+    ray: RayNeeds | None = None
 
     def __post_init__(self) -> None:
         if self.profile is not None and self.platform != "torch_cpu":
@@ -146,28 +160,35 @@ def worker_specs(config: ClusterConfig) -> list[WorkerSpec]:
     """
     specs: list[WorkerSpec] = []
     for row in config.workers:
-        model_path = resolve_model(row.model_path or ("tiny" if row.profile else "default"))
+        model_path = resolve_model(shared_fields(row)["model_path"])
         for number, name in enumerate(row.names()):
             computes_here = row.platform == "torch_cpu" and row.profile is None
             specs.append(
                 WorkerSpec(
+                    **{**shared_fields(row), "model_path": model_path},
                     name=name,
-                    model_path=model_path,
-                    platform=row.platform,
-                    emulate=Path(row.profile) if row.profile else None,
-                    schedule_policy=row.schedule_policy,
-                    ordering=row.ordering,
-                    hardware=row.hardware,
-                    keys=Path(row.keys) if row.keys else None,
-                    host=row.host,
                     port=row.port + number if row.port else free_port(),
                     core=len(specs) if computes_here else None,
-                    max_total_tokens=row.max_total_tokens,
-                    flags=row.flags,
-                    env=row.env,
                 )
             )
     return specs
+
+
+def shared_fields(row: WorkerRow) -> dict[str, Any]:
+    """Fields of a `WorkerSpec` that all workers of the row have; the model by its name."""
+    return {
+        "model_path": row.model_path or ("tiny" if row.profile else "default"),
+        "platform": row.platform,
+        "emulate": Path(row.profile) if row.profile else None,
+        "schedule_policy": row.schedule_policy,
+        "ordering": row.ordering,
+        "hardware": row.hardware,
+        "keys": Path(row.keys) if row.keys else None,
+        "host": row.host,
+        "max_total_tokens": row.max_total_tokens,
+        "flags": row.flags,
+        "env": row.env,
+    }
 
 
 def resolve_model(name: str) -> str:
@@ -186,12 +207,17 @@ def resolve_model(name: str) -> str:
 def cluster_as_toml(config: ClusterConfig) -> str:
     """The configuration with its defaults filled in, as TOML that `load_cluster` reads back."""
     parts = ["[cluster]", *_rows(msgspec.structs.asdict(config.cluster)), ""]
-    parts.append(as_toml(CoordinatorFile(coordinator=config.coordinator)))
+    parts.append(coordinator_as_toml(config.coordinator))
     for row in config.workers:
         fields = msgspec.structs.asdict(row)
-        env = fields.pop("env")
+        tables = {"env": fields.pop("env")}
+        needs = fields.pop("ray")
+        if needs is not None:
+            tables["ray"] = msgspec.structs.asdict(needs)
+            tables["ray.resources"] = tables["ray"].pop("resources")
         parts += ["[[workers]]", *_rows(fields)]
-        parts += ["[workers.env]", *_rows(env)] if env else []
+        for name, table in tables.items():
+            parts += [f"[workers.{name}]", *_rows(table)] if table else []
         parts.append("")
     return "\n".join(parts)
 

@@ -34,6 +34,7 @@ __all__ = [
     "as_toml",
     "check_worker_url",
     "convert",
+    "coordinator_as_toml",
     "is_loopback_host",
     "load_config",
 ]
@@ -380,16 +381,7 @@ def load_config(path: Path) -> CoordinatorFile:
 
 def as_toml(config: CoordinatorFile) -> str:
     """The configuration with every default filled in, as TOML that `load_config` reads back."""
-    lines = ["[coordinator]"]
     tables: list[str] = []
-    for field in msgspec.structs.fields(CoordinatorConfig):
-        value = getattr(config.coordinator, field.name)
-        if isinstance(value, Struct):
-            tables += _table(f"coordinator.{field.name}", msgspec.structs.asdict(value))
-        elif isinstance(value, dict):
-            tables += _table(f"coordinator.{field.name}", value) if value else []
-        elif value is not None:
-            lines.append(f"{field.name} = {_literal(value)}")
     for row in config.workers:
         tables += ["\n[[workers]]", *_rows(msgspec.structs.asdict(row))]
     for peer in config.peers:
@@ -398,6 +390,21 @@ def as_toml(config: CoordinatorFile) -> str:
     for title, limits in {"limits": config.limits, **named}.items():
         rows = _rows(msgspec.structs.asdict(limits))
         tables += [f"\n[{title}]", *rows] if rows or title != "limits" else []
+    return coordinator_as_toml(config.coordinator) + "".join(f"{line}\n" for line in tables)
+
+
+def coordinator_as_toml(config: CoordinatorConfig) -> str:
+    """The table `[coordinator]` and those within it, with every default filled in."""
+    lines = ["[coordinator]"]
+    tables: list[str] = []
+    for field in msgspec.structs.fields(CoordinatorConfig):
+        value = getattr(config, field.name)
+        if isinstance(value, Struct):
+            tables += _table(f"coordinator.{field.name}", msgspec.structs.asdict(value))
+        elif isinstance(value, dict):
+            tables += _table(f"coordinator.{field.name}", value) if value else []
+        elif value is not None:
+            lines.append(f"{field.name} = {_literal(value)}")
     return "\n".join([*lines, *tables]) + "\n"
 
 
