@@ -162,6 +162,7 @@ def arms(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
                         "steady": attainment(workload, facts, STEADY),
                         "busy": attainment(workload, facts, BUSY),
                         "workflows": len(workload.workflows),
+                        "end_s": max(record.end_s for record in facts.run.workflows),
                         "broken": facts.broken,
                         "wall_s": facts.wall_s,
                     }
