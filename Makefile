@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 RUN := env -u PYTHONDONTWRITEBYTECODE -u PYTHONPATH OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lock clean
+.PHONY: help setup demo test check lock clean docs
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -27,6 +27,9 @@ check: setup ## lint, format, types and layers
 	$(RUN) $(BIN)/ruff format --check .
 	$(RUN) $(BIN)/mypy
 	$(RUN) $(BIN)/lint-imports
+
+docs: setup ## build the documentation site in runs/site
+	$(RUN) $(BIN)/mkdocs build --strict --quiet
 
 lock: setup ## regenerate launch/setup/requirements-cpu.txt from the pinned SGLang and setup.py
 	$(RUN) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python launch/setup/lock.py

@@ -1,16 +1,20 @@
-"""Sources of the supported SGLang versions: downloaded once, read, never installed."""
+"""Sources of the supported SGLang versions, downloaded once, read, never installed; what SGLang
+says of argument vectors; and the blocks of code of the documentation.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -138,3 +142,67 @@ def launch_problems() -> Callable[[list[list[str]]], list[str | None]]:
         return found
 
     return problems
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A block of code in a page, and what the comment line above it says of running it.
+
+    `<!-- run -->`, `<!-- run: WHERE -->` or `<!-- not run: REASON -->`; `mark` is what stands
+    before the reason, or "" where there is no such line.
+    """
+
+    page: str
+    line: int
+    language: str
+    mark: str
+    reason: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+    @property
+    def is_shell(self) -> bool:
+        """Also where no language is stated, but a program of ours is called."""
+        calls = ("hexgen-sglang ", "python -m ", "launch/", "make ", "pip ", "kubectl ", "curl ")
+        return self.language in ("console", "bash", "sh", "shell") or (
+            not self.language and self.text.startswith(calls)
+        )
+
+
+_FENCE = re.compile(
+    r"(?:^<!-- (?P<mark>run(?:: \w+)?|not run)(?:: (?P<reason>[^\n]+))? -->\n)?"
+    r"^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def fences() -> list[Fence]:
+    """Every block of code of README, CONTRIBUTING and the documentation."""
+    found = []
+    for path in (
+        _ROOT / "README.md",
+        _ROOT / "CONTRIBUTING.md",
+        *sorted((_ROOT / "docs").glob("*.md")),
+    ):
+        text = path.read_text(encoding="utf-8")
+        for match in _FENCE.finditer(text):
+            line = text.count("\n", 0, match.start("text"))
+            page = path.relative_to(_ROOT).as_posix()
+            fields = [match[name] or "" for name in ("language", "mark", "reason", "text")]
+            found.append(Fence(page, line, *fields))
+    return found
+
+
+@pytest.fixture(scope="session")
+def documented() -> list[Fence]:
+    return fences()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with a `fence` gets those whose mark is its module's `FENCE_MARK`, one by one."""
+    if "fence" in metafunc.fixturenames:
+        chosen = [fence for fence in fences() if fence.mark == metafunc.module.FENCE_MARK]
+        metafunc.parametrize("fence", chosen, ids=str)

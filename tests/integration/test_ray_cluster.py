@@ -89,7 +89,7 @@ def launch(tmp_path: Path, descendants: Any, nodes: Program) -> Iterator[Program
     config = tmp_path / "cluster.toml"
     profiles = ROOT / "launch" / "configs" / "accelerators"
     config.write_text(CONFIG.format(folder=tmp_path, profiles=profiles))
-    address = nodes.line(r"[\d.]+:\d+$")
+    address = nodes.line(r"[\d.]+:\d+$", timeout_s=200)
     command = [ROOT / "launch" / "ray", config, "--ray-address", address]
     program = Program(command, descendants.env, tmp_path / "launch.log")
     yield program
@@ -119,7 +119,7 @@ def wait_for(url: str, states: dict[str, str], timeout_s: float = 60.0) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.timeout(500)  # three starts of a server beside whatever else the machine does
+@pytest.mark.timeout(900)  # three starts of a server beside whatever else the machine does
 def test_workers_are_placed_by_accelerator_restarted_and_stopped(
     nodes: Program, launch: Program, server: Callable[[str], list[int]]
 ) -> None:
