@@ -125,12 +125,14 @@ class Peers:
 
     def owner(self, workflow_id: str) -> Peer | None:
         """The peer that a request of the workflow is for; None: this coordinator."""
-        if not self._is_draining() and self._holds(workflow_id):
-            return None
         live = [peer for peer in self.peers if peer.takes_requests]
         for peer in live:
-            if workflow_id in peer.holds:
+            # Where both took it over, while neither saw the other, the first by name has it.
+            is_ours = workflow_id in self._adopted and self.own_id < peer.coordinator_id
+            if workflow_id in peer.holds and not is_ours:
                 return peer
+        if not self._is_draining() and self._holds(workflow_id):
+            return None
         ids = [peer.coordinator_id for peer in live]
         if not self._is_draining() or not ids:
             ids.append(self.own_id)
@@ -189,7 +191,11 @@ class Peers:
         """Exchange until cancelled."""
         while True:
             await asyncio.sleep(self._interval_s)
-            await self.exchange()
+            try:
+                await self.exchange()
+            except Exception:
+                # One bad exchange must not end the watch over the others.
+                log.exception("peers: an exchange failed; going on")
 
     async def _exchange(self, peer: Peer) -> None:
         try:

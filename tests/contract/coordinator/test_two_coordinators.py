@@ -221,6 +221,31 @@ async def test_one_killed_in_the_middle_loses_nothing_and_moves_no_deadline(pair
     assert (await pair.generate("a", new))[2]["x-hexgen-coordinator-id"] == "b"
 
 
+async def test_one_that_hangs_is_taken_over_from_and_comes_back(pair: Pair) -> None:
+    await started(pair)
+    workers = pair.workers  # type: ignore[attr-defined]
+    for worker in workers:
+        worker.gate.clear()
+    [theirs] = owned_by("b")
+    call = asyncio.create_task(pair.generate("a", theirs))
+    async with asyncio.timeout(START_S):
+        while not any(worker.seen for worker in workers):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    pair.processes["b"].send_signal(signal.SIGSTOP)
+    try:
+        await pair.until("a", lambda health: "peers_lost" in health["degraded"])
+        for worker in workers:
+            worker.gate.set()
+        status, _, headers = await call
+        assert status == 200
+        assert "x-hexgen-coordinator-id" not in headers  # served by "a" in the end
+    finally:
+        pair.processes["b"].send_signal(signal.SIGCONT)
+    for name in "ab":
+        await pair.until(name, lambda health: "peers_lost" not in health["degraded"])
+    assert (await pair.generate("b", theirs))[2].get("x-hexgen-coordinator-id") == "a"
+
+
 async def test_a_stream_whose_coordinator_dies_ends_with_a_clear_error(pair: Pair) -> None:
     await started(pair)
     [theirs] = owned_by("b")

@@ -143,6 +143,21 @@ async def test_what_a_peer_holds_is_sent_there_whoever_owns_it() -> None:
     assert bench.peers.owner(ours) is None
 
 
+async def test_of_two_that_hold_a_workflow_one_gives_way() -> None:
+    bench = Bench()
+    await bench.with_all()
+    theirs = next(one for one in WORKFLOWS if first_of(IDS, one) == "b")
+    own = next(one for one in WORKFLOWS if first_of(IDS, one) == "a")
+    for one in (theirs, own):
+        bench.lasting[one] = SimpleNamespace(ended_s=None)
+        bench.peers.note_served(one)
+    bench.peers.heard(Beat("c", holds=(theirs, own)))
+    assert bench.peers.owner(theirs) is None  # both took it over
+    owner = bench.peers.owner(own)  # this one hung meanwhile
+    assert owner is not None
+    assert owner.coordinator_id == "c"
+
+
 async def test_a_draining_coordinator_gives_and_gets_nothing_new() -> None:
     bench = Bench()
     await bench.with_all(is_draining=True)
