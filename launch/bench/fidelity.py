@@ -66,6 +66,7 @@ class Setup:
     cluster: ClusterConfig
     profiles: tuple[AcceleratorProfile, ...]
     traces: dict[str, Trace]
+    is_plain: bool = False
 
     @property
     def by_worker(self) -> dict[str, AcceleratorProfile]:
@@ -85,6 +86,7 @@ class Setup:
             to_engine_s=share * measured.to_engine_s,
             back_s=share * measured.back_s,
         )
+        host = HostTimes() if self.is_plain else host
         settings = SimSettings(host=host, worker_names=order, coordinator=self.cluster.coordinator)
         workload = workload_of(self.traces[trace], real.run, self.profiles)
         profiles = [self.by_worker[name] for name in order]
@@ -289,7 +291,7 @@ def main() -> int:
     try:
         cluster = load_cluster(args.cluster)
         traces = {Path(trace).stem: load_trace(trace) for trace, _ in args.compare}
-        setup = Setup(cluster, cluster_profiles(cluster, None), traces)
+        setup = Setup(cluster, cluster_profiles(cluster, None), traces, args.plain)
         folders = {Path(trace).stem: Path(folder) for trace, folder in args.compare}
         cells = compare(setup, folders, args.replicates, args.jobs, args.valid_only)
     except HexgenError as error:
@@ -318,6 +320,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--replicates", type=int, default=6, choices=range(2, 101), metavar="N")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--plain", action="store_true", help="as if the host took no time")
     parser.add_argument("--valid-only", action="store_true", help="leave out void runs")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()

@@ -46,6 +46,13 @@ SYSTEMS = (
     "coordinator:least_tokens+fcfs,paper,hexgen"
 )
 
+# Growing clusters at one load, then growing queues on one cluster.
+SCALE = [
+    *(f"fcfs+round_robin:{workers}:8000:0.6" for workers in (4, 16, 64, 256)),
+    *(f"hexgen:{workers}:4000:0.6" for workers in (4, 16, 64)),
+    *(f"{system}:4:4000:{load}" for system in ("fcfs+round_robin", "hexgen") for load in (1.2, 4)),
+]
+
 
 def timed(
     system: str, workload: Workload, profiles: list[AcceleratorProfile], settings: SimSettings
@@ -63,9 +70,11 @@ def timed(
     return facts, cpu_s
 
 
-def workload_for(trace: Trace, profiles: list[AcceleratorProfile], workflows: int) -> Workload:
-    """Workflows at `LOAD_FRAC` of the cluster's capacity bound."""
-    rate = LOAD_FRAC * capacity_per_s(trace, profiles)
+def workload_for(
+    trace: Trace, profiles: list[AcceleratorProfile], workflows: int, load: float = LOAD_FRAC
+) -> Workload:
+    """Workflows at a share of the cluster's capacity bound."""
+    rate = load * capacity_per_s(trace, profiles)
     return build_workload(
         trace, WorkloadSettings(rate_per_s=rate, num_workflows=workflows), profiles
     )
@@ -169,21 +178,23 @@ def profile(system: str, workload: Workload, profiles: list[AcceleratorProfile])
     }
 
 
-def scaled(job: tuple[str, Path, Path, int, int]) -> dict[str, Any]:
+def scaled(job: tuple[str, Path, Path, int, int, float]) -> dict[str, Any]:
     """One run of a grown cluster, in a process of its own: (system, cluster, trace, workers,
-    requests); workflows as many as make the requests.
+    requests, load); workflows as many as make the requests.
     """
-    system, cluster, trace_path, workers, requests = job
+    system, cluster, trace_path, workers, requests, load = job
     trace = load_trace(str(trace_path))
     base = cluster_profiles(load_cluster(cluster), None)
     profiles = [base[number % len(base)] for number in range(workers)]
     mean = sum(workflow.num_requests for workflow in trace.workflows) / len(trace.workflows)
     began_s = time.process_time()
-    workload = workload_for(trace, profiles, max(1, round(requests / mean)))
+    workload = workload_for(trace, profiles, max(1, round(requests / mean)), load)
     built_s = time.process_time() - began_s
-    _, cpu_s = timed(system, workload, profiles, SimSettings())
+    facts, cpu_s = timed(system, workload, profiles, SimSettings())
     return {
         "system": system,
+        "load": load,
+        "most_in_flight": facts.run.max_in_flight,
         "workers": workers,
         "requests": workload.num_requests,
         "workload_cpu_s": built_s,
@@ -197,12 +208,12 @@ def scale(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The runs of `--scale`, each in a new process."""
     rows = []
     for text in args.scale:
-        system, workers, requests = text.rsplit(":", 2)
-        job = (system, args.cluster, args.trace, int(workers), int(requests))
+        system, workers, requests, load = text.rsplit(":", 3)
+        job = (system, args.cluster, args.trace, int(workers), int(requests), float(load))
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             rows.append(pool.submit(scaled, job).result())
         print(
-            f"{system:<24} {workers:>6} workers {rows[-1]['requests']:>9} requests: "
+            f"{system:<24} {workers:>6} workers {rows[-1]['requests']:>9} requests, load {load}: "
             f"{rows[-1]['cpu_s']:.1f} CPU s, {rows[-1]['requests_per_s']:.0f} requests/s, "
             f"{rows[-1]['peak_memory_bytes'] / 1e6:.0f} MB",
             flush=True,
@@ -252,8 +263,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--scale",
         nargs="*",
-        default=["fcfs+round_robin:4:2000", "fcfs+round_robin:16:8000", "fcfs+round_robin:64:8000"],
-        metavar="SYSTEM:WORKERS:REQUESTS",
+        default=SCALE,
+        metavar="SYSTEM:WORKERS:REQUESTS:LOAD",
     )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
