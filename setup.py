@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 RUNTIME = [
     "aiohttp>=3.12,<4",
     "duckdb>=1.3,<3",
+    "httptools>=0.6.4,<1",
     "jinja2>=3.1,<4",
     "msgspec>=0.20,<1",
     "numpy>=1.26",

@@ -79,6 +79,7 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
                 timeout_graceful_shutdown=_GOODBYE_S,
                 ws="none",
+                proxy_headers=False,
                 http=bounded_protocol(
                     max_connections=config.max_connections,
                     max_header_bytes=config.max_header_bytes,

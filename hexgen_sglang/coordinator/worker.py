@@ -98,7 +98,7 @@ class Worker:
         said_goodbye: it is shutting down in order.
         needs_full_check: `GET /health` must succeed before it is trusted (again).
         load, load_at_s: last report and when it came.
-        sent_since_load_tokens: uncached prompt tokens dispatched after that report.
+        sent_since_load_tokens: uncached prompt tokens dispatched after that report and not ended.
         tenants: what is in flight there of each tenant: requests, and tokens of prompt and output.
         elsewhere: what other coordinators have in flight there, by their id.
         in_flight, seen: attempts by rid, and the same as policies see them.
@@ -202,6 +202,9 @@ class Worker:
             self._blocks[block] -= 1
             if not self._blocks[block]:
                 del self._blocks[block]
+        if attempt.dispatched_s >= self.load_at_s:  # nothing of it waits there any more
+            left = self.sent_since_load_tokens - attempt.num_uncached_tokens
+            self.sent_since_load_tokens = max(0, left)
         busy_s = now_s - self._busy_since_s
         self._busy_since_s = now_s
         return busy_s

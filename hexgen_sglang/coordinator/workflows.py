@@ -288,7 +288,8 @@ class WorkflowTracker:
         if workflow.was_counted:
             return
         workflow.was_counted = True
-        if not cancelled and workflow.num_open == 0:
+        # Of a request without a tag nothing is predicted: there is nothing to learn from its end.
+        if workflow.is_tagged and not cancelled and workflow.num_open == 0:
             self._learn(workflow)
         self._on_end(workflow)
 

@@ -81,6 +81,7 @@ def test_an_untagged_request_is_a_workflow_that_ends_with_it() -> None:
     tracked.tracker.close(workflow, record, Outcome.COMPLETED, 3.0)
     assert workflow.ended_s == 3.0
     assert tracked.ended == [workflow]
+    assert tracked.stages.stage_s("", "") is None  # nothing asks for it
 
 
 def test_final_ends_the_workflow_once_nothing_is_open() -> None:

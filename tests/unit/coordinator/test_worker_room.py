@@ -68,6 +68,21 @@ def test_prefill_waiting_there_closes_a_worker_until_the_next_report(
     assert worker.is_open(10.5, RULES)
 
 
+def test_what_has_ended_since_the_report_no_longer_waits_there(
+    make_worker: Callable[..., Worker], fill: Callable[..., list[Attempt]]
+) -> None:
+    worker = make_worker("a", max_running_requests=64)
+    (told,) = fill(worker, 1, num_uncached_tokens=900, dispatched_s=0.0)
+    worker.take_load(Load(1, 0, 0, 900), 1.0)
+    sent = fill(worker, 2, num_uncached_tokens=600, dispatched_s=1.5)
+    assert not worker.is_open(2.0, RULES)
+    worker.release(told, 2.0)  # the report counted it: nothing changes
+    assert not worker.is_open(2.0, RULES)
+    worker.release(sent[0], 2.0)
+    assert worker.is_open(2.0, RULES)
+    assert worker.sent_since_load_tokens == 600
+
+
 def test_a_stale_report_counts_as_unknown(
     make_worker: Callable[..., Worker], fill: Callable[..., list[Attempt]]
 ) -> None:
