@@ -178,6 +178,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
             get 431, slower ones 408.
         max_connections: HTTP connections at once; further ones get 503.
         connect_timeout_s: to open a connection to a worker.
+        warm: folder of texts (*.txt) that prompts begin with; each worker that becomes ready
+            computes them, so that no request has to. None: nothing is computed ahead.
         move_overdue: a request that has waited at a worker for this many times as long as was
             predicted, and not begun, is sent elsewhere; 0: never. From a worker that drains, what
             has not begun is always sent elsewhere.
@@ -241,6 +243,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
     max_attempts: Annotated[int, Meta(ge=1, le=32)] = 4
     retry_share: Annotated[float, Meta(ge=0, le=10)] = 0.2
     retry_reserve: Annotated[int, Meta(ge=0, le=1_000_000)] = 64
+    warm: Annotated[str, Meta(min_length=1, max_length=4_096)] | None = None
     move_overdue: Annotated[float, Meta(ge=0, le=1_000)] = 0.0
     max_body_bytes: Annotated[int, Meta(ge=1_024, le=1_073_741_824)] = 16_777_216
     body_timeout_s: Seconds = 60.0
@@ -292,6 +295,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
             )
         if self.isolate_tenant_caches and self.api_keys is None:
             raise ConfigError("isolate_tenant_caches=true: needs api_keys")
+        if self.isolate_tenant_caches and self.warm is not None:
+            raise ConfigError("warm: must not be given with isolate_tenant_caches")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("tls_cert and tls_key: both must be given, or neither")
 

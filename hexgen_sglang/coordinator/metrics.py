@@ -77,6 +77,12 @@ class Metrics:
             "1 while the API key file cannot be used and the keys read before stay in force.",
             registry=registry,
         )
+        self.templates = Counter(
+            "hexgen_templates",
+            "Templates that workers computed ahead when they became ready: warmed or failed.",
+            ["worker_id", "outcome"],
+            registry=registry,
+        )
         self.kv_gaps = Counter(
             "hexgen_kv_event_gaps",
             "Gaps in a worker's KV events, by how they were closed: replayed or rebuilt.",
@@ -262,6 +268,10 @@ class Metrics:
     def limited(self, tenant: str | None, limit: str) -> None:
         """Count a request refused by the named limit of its tenant."""
         self.tenant_limited.labels(_capped(tenant or "", self._tenants, _MAX_TENANTS), limit).inc()
+
+    def template_ended(self, worker_id: str, outcome: str) -> None:
+        """Count a template that a worker computed ahead, or did not."""
+        self.templates.labels(self.worker_label(worker_id), outcome).inc()
 
     def workflow_refused(self, workflow_type: str, reason: str) -> None:
         """Count a new workflow that was refused for its deadline."""

@@ -43,6 +43,7 @@ from hexgen_sglang.coordinator.queue import CentralQueue
 from hexgen_sglang.coordinator.tenant_shares import TenantShares
 from hexgen_sglang.coordinator.tracing_config import TracingConfig
 from hexgen_sglang.coordinator.tuning import AdjustablePolicy, Tuning
+from hexgen_sglang.coordinator.warming import Warmer, read_templates
 from hexgen_sglang.coordinator.worker import RoomRules, Worker
 from hexgen_sglang.coordinator.worker_client import WorkerClient
 from hexgen_sglang.coordinator.workers import WorkerDirectory, allowed_hosts
@@ -120,6 +121,8 @@ class Coordinator:
             lambda: tuple(worker.hardware for worker in directory.ready()),
             metrics,
         )
+        templates = () if config.warm is None else read_templates(Path(config.warm))
+        client = WorkerClient(config.connect_timeout_s)
         rules = RoomRules(
             config.look_ahead,
             config.look_ahead_tokens,
@@ -129,6 +132,8 @@ class Coordinator:
         )
         self._mover = Mover(directory.workers.values, rules, config.move_overdue, Attempt.recall)
         directory.on_drain = self._drained
+        self._warmer = Warmer(templates, client, estimates, metrics.template_ended)
+        directory.on_ready = self._warmer.ready
         shares = _tenant_shares(settings)
         dispatcher = Dispatcher(
             policy,
@@ -152,7 +157,6 @@ class Coordinator:
             shares,
         )
         dispatcher.serve(queue)
-        client = WorkerClient(config.connect_timeout_s)
         self.parts = Parts(
             config=config,
             queue=queue,
@@ -258,6 +262,7 @@ class Coordinator:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._health.close()
+            await self._warmer.close()
             if self.peers is not None:
                 await self.peers.client.close()
             await self.parts.client.close()

@@ -41,6 +41,7 @@ class WorkerDirectory:
         banned: removed linked workers and the process that was removed, by id; that process
             is not let in again by its own hello.
         on_drain: told of each worker that begins to drain.
+        on_ready: told of each worker that begins to take requests, at first or after it was away.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class WorkerDirectory:
         self._max_workers = max_workers
         self._on_change = on_change
         self.on_drain: Callable[[Worker], None] = _ignore
+        self.on_ready: Callable[[Worker], None] = _ignore
         self._health: HealthWatch | None = None
 
     def watch_with(self, health: HealthWatch) -> None:
@@ -283,6 +285,8 @@ class WorkerDirectory:
         new_state = WorkerState.DRAINING if is_leaving else WorkerState.READY
         if worker.state is not new_state:
             log.info("worker %s: %s -> %s", worker.worker_id, worker.state, new_state)
+            if new_state is WorkerState.READY:
+                self.on_ready(worker)
         worker.state = new_state
         worker.last_error = ""
         if worker.kv_capacity_tokens:
