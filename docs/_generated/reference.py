@@ -131,8 +131,9 @@ def _policies(registry: Any) -> str:
         parts += [f"### {name}", "", title, ""]
         _, *pieces = _HEADING.split(body)
         for heading, text in zip(pieces[::2], pieces[1::2], strict=True):
-            rule = re.sub(r"^ +(?=\S)", "", text.rstrip(), flags=re.MULTILINE)
-            parts += [f"**{heading}.** {rule}", ""]
+            # Indented lines define the terms of the rule; what goes on below them is theirs.
+            listed = re.sub(r"^ {2}(?=\S)", "- ", text.rstrip(), flags=re.MULTILINE)
+            parts += [f"**{heading}.** {listed}".replace("\n- ", "\n\n- "), ""]
     return "\n".join(parts)
 
 

@@ -15,13 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from hexgen_sglang.cluster import coordinator as coordinator_process
 from hexgen_sglang.cluster.config import ClusterConfig, RayNeeds, WorkerRow, shared_fields
 from hexgen_sglang.cluster.coordinator import CoordinatorSpec
 from hexgen_sglang.cluster.process import ChildProcess, wait_ready
-from hexgen_sglang.cluster.ray_worker import Look, RayWorker
+from hexgen_sglang.cluster.ray_worker import Look, RayWorker, needs_of, told
 from hexgen_sglang.coordinator.backoff import backoff_s
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.transport.endpoints import is_loopback
@@ -269,26 +267,7 @@ class RayCluster:
             self._ask(worker)
         elif not worker.waits_for_node and now_s - worker.asked_s > PATIENCE_S:
             worker.waits_for_node = True
-            self._say(f"{worker.name}: no answer yet; needs a node with {_told(worker.needs)}")
-
-
-def needs_of(row: WorkerRow) -> RayNeeds:
-    """What one worker of the row takes of a node; by default one of its hardware's name.
-
-    Raises:
-        ConfigError: a worker on GPUs that asks for none, or one that must be listed by URL.
-    """
-    if row.schedule_policy != "hexgen":
-        raise ConfigError(
-            f"workers {row.name!r}: schedule_policy={row.schedule_policy!r}: must be 'hexgen' "
-            "with the engine ray, where the plugin tells the coordinator its address"
-        )
-    needs = row.ray or RayNeeds(resources={row.hardware: 1.0} if row.hardware else {})
-    if row.platform == "cuda" and needs.num_gpus == 0:
-        raise ConfigError(
-            f"workers {row.name!r}: [workers.ray] num_gpus: must be at least 1 with platform 'cuda'"
-        )
-    return needs
+            self._say(f"{worker.name}: no answer yet; needs a node with {told(worker.needs)}")
 
 
 def _is_local(link: str) -> bool:
@@ -311,10 +290,6 @@ def _ray() -> Any:
             "engine ray: needs the package ray; pip install 'hexgen-sglang[ray]'"
         ) from error
     return ray
-
-
-def _told(needs: RayNeeds) -> str:
-    return str({name: value for name, value in msgspec.to_builtins(needs).items() if value})
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""One worker on a node of a Ray cluster: the actor that starts the server there and watches it.
+"""One worker on a node of a Ray cluster: what it needs of the node, and the actor that runs it.
 
 Runs in an actor's process on that node. Ray places and ends the actor; when it is gone, however
 it went, the guard process ends the server. What is started where, and again, is `ray_running`.
@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hexgen_sglang.cluster.config import resolve_model
+import msgspec
+
+from hexgen_sglang.cluster.config import RayNeeds, WorkerRow, resolve_model
 from hexgen_sglang.cluster.ports import free_port
 from hexgen_sglang.cluster.process import ChildProcess
 from hexgen_sglang.cluster.worker import WorkerSpec
+from hexgen_sglang.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,27 @@ class RayWorker:
             ProcessError: something survived.
         """
         self._process.stop(grace_s)
+
+
+def needs_of(row: WorkerRow) -> RayNeeds:
+    """What one worker of the row takes of a node; by default one of its hardware's name.
+
+    Raises:
+        ConfigError: a worker on GPUs that asks for none, or one that must be listed by URL.
+    """
+    if row.schedule_policy != "hexgen":
+        raise ConfigError(
+            f"workers {row.name!r}: schedule_policy={row.schedule_policy!r}: must be 'hexgen' "
+            "with the engine ray, where the plugin tells the coordinator its address"
+        )
+    needs = row.ray or RayNeeds(resources={row.hardware: 1.0} if row.hardware else {})
+    if row.platform == "cuda" and needs.num_gpus == 0:
+        raise ConfigError(
+            f"workers {row.name!r}: [workers.ray] num_gpus: must be at least 1 with platform 'cuda'"
+        )
+    return needs
+
+
+def told(needs: RayNeeds) -> str:
+    """The needs in a line, without those that are nothing."""
+    return str({name: value for name, value in msgspec.to_builtins(needs).items() if value})

@@ -1,4 +1,4 @@
-"""Earliest predicted completion on unequal workers; the default.
+"""Earliest predicted completion on unequal workers.
 
 Rule: predicted seconds until the request would end on a worker = wait for the prefills ahead
 of it + wait for a batch slot + its own uncached prefill + its own decode at the step time of

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hexgen_sglang.cluster.config import RayNeeds, cluster_as_toml, load_cluster
-from hexgen_sglang.cluster.ray_running import RayCluster, needs_of
+from hexgen_sglang.cluster.ray_running import RayCluster
+from hexgen_sglang.cluster.ray_worker import needs_of
 from hexgen_sglang.core.errors import ConfigError
 
 
