@@ -136,7 +136,10 @@ def test_gold_that_cannot_be_run_is_counted(bikes: Path) -> None:
     ("arguments", "message"),
     [
         (["--predictions", "absent.json"], "absent.json"),
-        (["--predictions", "agent", "--url", "http://127.0.0.1:9"], "no OpenAI-compatible server answers"),
+        (
+            ["--predictions", "agent", "--url", "http://127.0.0.1:9"],
+            "no OpenAI-compatible server answers",
+        ),
         (["--questions", "absent.csv", "--predictions", "gold"], "absent.csv"),
         (["--db", "absent", "--predictions", "gold"], "absent"),
     ],

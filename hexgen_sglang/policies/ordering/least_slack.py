@@ -21,7 +21,6 @@ from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.policies.ordering.base import ORDERING
 
-
 # Deadlines of siblings differ by the time that it takes to send them.
 _SAME_S = 0.05
 
