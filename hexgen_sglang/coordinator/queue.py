@@ -94,6 +94,11 @@ class CentralQueue:
 
         A request that comes back has its old arrival and so its old rank; it always fits.
         """
+        # First what became hopeless before it: a workflow stands back from the earliest instant.
+        self.advance()
+        self._insert(request)
+
+    def _insert(self, request: QueuedRequest) -> None:
         if self._demotion is not None:
             self._demotion.look(request)
         key = total_order_key(self._ordering, _ranked(request))
@@ -126,7 +131,7 @@ class CentralQueue:
     def reorder(self, request: QueuedRequest) -> None:
         """Look at a request anew after its deadline changed; one that waits here is ranked anew."""
         if self.remove(request):
-            self.push(request)
+            self._insert(request)
         elif self._demotion is not None:
             self._demotion.look(request)
 
