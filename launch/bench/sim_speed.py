@@ -71,13 +71,19 @@ def timed(
 
 
 def workload_for(
-    trace: Trace, profiles: list[AcceleratorProfile], workflows: int, load: float = LOAD_FRAC
+    trace: Trace,
+    base: list[AcceleratorProfile],
+    workflows: int,
+    load: float = LOAD_FRAC,
+    copies: float = 1,
 ) -> Workload:
-    """Workflows at a share of the cluster's capacity bound."""
-    rate = load * capacity_per_s(trace, profiles)
-    return build_workload(
-        trace, WorkloadSettings(rate_per_s=rate, num_workflows=workflows), profiles
-    )
+    """Workflows at a share of the capacity bound of so many copies of a cluster.
+
+    The bound of copies is that many times the cluster's own; its linear program would be slower
+    than the simulation.
+    """
+    rate = load * copies * capacity_per_s(trace, base)
+    return build_workload(trace, WorkloadSettings(rate_per_s=rate, num_workflows=workflows), base)
 
 
 def systems(
@@ -184,11 +190,12 @@ def scaled(job: tuple[str, Path, Path, int, int, float]) -> dict[str, Any]:
     """
     system, cluster, trace_path, workers, requests, load = job
     trace = load_trace(str(trace_path))
-    base = cluster_profiles(load_cluster(cluster), None)
+    base = list(cluster_profiles(load_cluster(cluster), None))
     profiles = [base[number % len(base)] for number in range(workers)]
     mean = sum(workflow.num_requests for workflow in trace.workflows) / len(trace.workflows)
     began_s = time.process_time()
-    workload = workload_for(trace, profiles, max(1, round(requests / mean)), load)
+    count = max(1, round(requests / mean))
+    workload = workload_for(trace, base, count, load, workers / len(base))
     built_s = time.process_time() - began_s
     facts, cpu_s = timed(system, workload, profiles, SimSettings())
     return {
