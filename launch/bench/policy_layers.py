@@ -38,7 +38,7 @@ from hexgen_sglang.workload.latency import unloaded_s
 CLUSTERS = Path("launch/configs/clusters")
 RESULTS = Path("launch/bench/results/policy")
 OURS, LITE, PAPER = "hexgen", "hexgen-lite", "paper"
-ALPHAS = (0.1, 0.2, 0.3, 0.4)
+ALPHAS = (0.2, 0.4, 0.6, 0.8)
 # Seeds of the tuning, none of which is a seed of the comparison.
 TUNING_SEED, TUNING_SEEDS = 1_000, 2
 LEVEL = 0.95
