@@ -46,7 +46,7 @@ class Call:
 
     Attributes:
         kind: "stream" and "whole" of /generate, "text": a stream of /v1/completions.
-        stated_ms: what was left of the budget when it was sent last.
+        stated_ms: what was left of the budget each time it was sent: always the same instant.
         answers: ends that the caller saw: whole answers and errors; exactly one is right.
         event_s: when each event of a stream came.
         repeated, missing: output tokens beyond, or short of, the known answer.
@@ -58,7 +58,7 @@ class Call:
     count: int
     budget_ms: int
     sent_s: float = 0.0
-    stated_ms: int = 0
+    stated_ms: list[int] = field(default_factory=list)
     ended_s: float | None = None
     status: int | None = None
     error: str = ""
@@ -133,7 +133,7 @@ class Callers:
 
     async def _ask(self, session: aiohttp.ClientSession, url: str, call: Call) -> None:
         elapsed_ms = 1_000 * (time.monotonic() - call.sent_s)
-        call.stated_ms = max(1, round(call.budget_ms - elapsed_ms))
+        call.stated_ms.append(max(1, round(call.budget_ms - elapsed_ms)))
         path, body = _request(call)
         async with session.post(url + path, json=body) as response:
             call.status = response.status
@@ -188,7 +188,7 @@ class Callers:
 
 
 def _request(call: Call) -> tuple[str, dict[str, Any]]:
-    tag = {"workflow_id": call.name, "budget_ms": call.stated_ms, "final": True}
+    tag = {"workflow_id": call.name, "budget_ms": call.stated_ms[-1], "final": True}
     if call.kind == "text":
         body = {"model": "default", "prompt": call.prompt, "max_tokens": call.count}
         return "/v1/completions", {**body, "stream": True, "ignore_eos": True, "hexgen": tag}

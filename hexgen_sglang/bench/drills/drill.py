@@ -14,9 +14,11 @@ from typing import Any
 
 from hexgen_sglang.bench.drills.callers import Call
 from hexgen_sglang.bench.drills.stage import Stage, until
+from hexgen_sglang.core.errors import LawViolation
 
 KINDS = ("stream", "text", "stream", "whole")
 _LONG_PROMPT = 1_500
+_FIRST_CALLS = 12
 _SETTLE_S = 60.0
 _ROUNDING_S = 0.01
 
@@ -92,7 +94,8 @@ class Drill:
             self.callers.send(call, again_until_s=again_s)
 
     def feed(self, every_s: float, *, count: int = 30, again_s: float = 0.0) -> None:
-        """Send a call now and then until `finish`."""
+        """Send a call now and then until `finish`, after enough to make the workers busy."""
+        self.burst(_FIRST_CALLS, again_s=again_s)
 
         async def send() -> None:
             for kind in itertools.cycle(KINDS):
@@ -116,7 +119,11 @@ class Drill:
                 and health["num_queued"] >= waiting
             )
 
-        await until(is_busy, 60.0, "workers are not busy")
+        try:
+            await until(is_busy, 60.0, "workers are not busy")
+        except LawViolation:
+            self.stop_feeding()
+            raise
 
     def fault(self) -> None:
         """The fault comes now."""
@@ -187,10 +194,13 @@ class Drill:
             if told is None:
                 self.expect(forgets, f"{call.name} is not in the books")
                 continue
-            if abs((told["budget_s"] or 0) - call.stated_ms / 1_000) > _ROUNDING_S:
+            budget_s = told["budget_s"] or 0.0
+            if all(abs(budget_s - one / 1_000) > _ROUNDING_S for one in call.stated_ms):
                 self.report.moved_deadlines += 1
             outcomes = [row["outcome"] for row in told["requests"]]
             wanted = "failed" if call.error else "completed"
+            if call.retries:  # what was lost with a coordinator may be in another's books, too
+                outcomes = outcomes[-1:]
             self.expect(outcomes == [wanted], f"{call.name} ended {outcomes}, not [{wanted!r}]")
             self.report.facts["retries"] = self.report.facts.get("retries", 0) + sum(
                 row["retries"] for row in told["requests"]
