@@ -9,6 +9,7 @@ test shows the end of the logs of the servers it used.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,9 +146,21 @@ def stock_worker(shared_worker: SharedWorkers) -> RunningWorker:
 
 
 @pytest.fixture(scope="session")
-def hexgen_worker(shared_worker: SharedWorkers) -> RunningWorker:
-    """SGLang with our scheduling policy and no coordinator."""
-    return shared_worker(name="hexgen", schedule_policy="hexgen")
+def kv_endpoints(logs_folder: Path) -> dict[str, str]:
+    """Where `hexgen_worker` publishes its KV events, in the words of --kv-events-config."""
+    return {
+        "endpoint": f"ipc://{logs_folder}/kv-events",
+        "replay_endpoint": f"ipc://{logs_folder}/kv-replay",
+    }
+
+
+@pytest.fixture(scope="session")
+def hexgen_worker(shared_worker: SharedWorkers, kv_endpoints: dict[str, str]) -> RunningWorker:
+    """SGLang with our scheduling policy and no coordinator; it publishes KV events."""
+    events = json.dumps({"publisher": "zmq", **kv_endpoints})
+    return shared_worker(
+        name="hexgen", schedule_policy="hexgen", flags=("--kv-events-config", events)
+    )
 
 
 @pytest.fixture(scope="session")
