@@ -98,6 +98,9 @@ class ValidMessages:
                     return f"http://h{chance.randrange(9)}:{chance.randrange(65_536)}"
                 length = chance.choice((least, most, chance.randint(least, min(most, 40))))
                 return "".join(chance.choices(NAME_ALPHABET, k=length))
+            case inspect.BytesType():
+                least, most = kind.min_length or 0, kind.max_length or 40
+                return chance.randbytes(chance.choice((least, most, min(most, 40))))
             case inspect.IntType():
                 least, most = kind.ge or 0, kind.le if kind.le is not None else 2**31
                 return chance.choice((least, most, chance.randint(least, most)))
