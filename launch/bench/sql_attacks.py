@@ -159,7 +159,8 @@ class Arena:
             faults.append(f"outcome {execution.outcome}")
         if failed and not execution.message:
             faults.append("no message")
-        return Verdict(attack.name, execution.outcome, execution.message, elapsed_s, tuple(faults))
+        message = execution.message.replace(str(self.folder), "FOLDER")
+        return Verdict(attack.name, execution.outcome, message, elapsed_s, tuple(faults))
 
     def attack_database(self, attack: Attack) -> Verdict:
         """Run it past the first look at its text; harmless rows are fine here."""

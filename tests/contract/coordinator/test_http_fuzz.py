@@ -1,7 +1,7 @@
 """The HTTP surface under inputs made from its own OpenAPI document, right ones and wrong ones.
 
 Whatever comes: an answer with a status that the document names, in the documented shape, never
-500, and a coordinator that goes on. `launch/bench/fuzz_http.py` has schemathesis do the same.
+500, and a coordinator that goes on.
 """
 
 from __future__ import annotations
