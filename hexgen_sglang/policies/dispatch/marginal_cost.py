@@ -14,11 +14,12 @@ next event).
     cached counts little beside another of its stage.
   imposed: its prefill stalls every request that decodes there and delays those behind it, and
     its presence lengthens each of their later steps, while both run.
-  urgency: 1 - relative slack, at least `least_urgency`: the share of its budget that the workflow
+  urgency: 1 - relative slack, from `least_urgency` to 10: the share of its budget that the workflow
     will have used by its end, relative slack = (deadline - now - `caution` x remaining work) /
     budget. So a second costs as it does in the sum of the squares of these shares, the late
-    ones' the more the later they are. Times `early_sibling_weight` for a sibling of a stage
-    whose end another one decides. Best effort: a quarter.
+    ones' the more the later they are; but nobody gains by stating a budget that nothing could
+    keep. Times `early_sibling_weight` for a sibling of a stage whose end another one decides.
+    Best effort: a quarter.
 When to choose it: unequal workers and workflows with deadlines; `hexgen` in the bench.
 Reads (and how fresh): requests in flight (counted; first tokens as heard, of answers that are
 not streamed as predicted); step costs (measured
@@ -47,6 +48,7 @@ _MAX_WORKERS = 4_096
 # Slack and progress of what is in flight are looked at again after so long.
 _CROWD_AGE_S = 0.1
 _BEST_EFFORT_URGENCY = 0.25
+_MOST_URGENCY = 10.0
 # Of a worker of which nothing is known: prefill 2,000 tokens/s, 30 ms a step.
 _UNKNOWN = StepCosts(0.05, 1 / 2_000, 0.0, 0.03, 0.0007, 2e-7)
 # A decode step grows by about so much of itself with each request and its context.
@@ -191,7 +193,7 @@ class MarginalCost:
         if deadline_s is None or not budget_s or budget_s <= 0:
             return _BEST_EFFORT_URGENCY
         slack = (deadline_s - now_s - self.caution * remaining_s) / budget_s
-        return max(self.least_urgency, 1.0 - slack)
+        return min(_MOST_URGENCY, max(self.least_urgency, 1.0 - slack))
 
 
 def step_costs(worker: WorkerView) -> StepCosts:

@@ -129,6 +129,14 @@ def test_a_workflow_that_will_be_later_pays_more_to_spare_itself_a_second() -> N
     assert pick(request(deadline_s=None), *candidates) == "b"
 
 
+def test_a_budget_that_nothing_could_keep_gains_no_more_than_a_very_late_one() -> None:
+    late = in_flight("late", deadline_s=-1_000.0)  # twelve times its budget by its end
+    absurd = in_flight("absurd", deadline_s=100.001, budget_s=0.001)
+    for busy, other in ((late, absurd), (absurd, late)):
+        candidates = Candidate(worker("a", busy)), Candidate(worker("b", other))
+        assert pick(request(), *candidates) == "a"  # equal, so the first
+
+
 def test_a_workflow_whose_deadline_was_put_off_still_counts_a_little() -> None:
     policy = DISPATCH.create("marginal_cost")
     put_off = [in_flight(str(n), deadline_s=900.0, budget_s=50.0) for n in range(3)]
