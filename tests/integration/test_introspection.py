@@ -134,9 +134,12 @@ def test_the_prompt_says_the_dialect_and_the_comments(source: Source) -> None:
     schema = read_schema(source)
     prefix = prompts.prefix(schema, (), "Which books are cheap?")
     assert f"one {source.dialect.label} query" in prefix
-    assert "-- book: what we sell\n-- book.genre: as on the shelf\n" in prefix
-    quote = "`" if source.dialect is Dialect.MYSQL else '"'
-    assert f"author(id, {quote}Full Name{quote})" in prefix
+    if source.dialect is Dialect.MYSQL:  # quotes every name
+        assert "-- `book`: what we sell\n-- `book`.`genre`: as on the shelf\n" in prefix
+        assert "`author`(`id`, `Full Name`)" in prefix
+    else:
+        assert "-- book: what we sell\n-- book.genre: as on the shelf\n" in prefix
+        assert 'author(id, "Full Name")' in prefix
 
 
 def test_what_cannot_be_reached_is_named_without_its_password(tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ _READABLE = (
     "SELECT relname FROM pg_catalog.pg_class WHERE relnamespace = current_schema()::regnamespace "
     "AND pg_catalog.has_table_privilege(oid, 'SELECT')"
 )
+_VIEW_COLUMNS = sqlalchemy.text(
+    "SELECT column_name, column_type, column_comment FROM information_schema.columns "
+    "WHERE table_schema = DATABASE() AND table_name = :view ORDER BY ordinal_position"
+)
 
 
 @contextmanager
@@ -104,17 +108,22 @@ class ServerReader:
             )
         }
         columns = [
-            Column(
-                column["name"],
-                str(column["type"]).upper(),
-                column["name"] in keys,
-                references.get(column["name"]),
-                comment=_one_line(column.get("comment")),
-            )
-            for column in inspector.get_columns(name)
+            Column(column, kind, column in keys, references.get(column), comment=_one_line(comment))
+            for column, kind, comment in self._columns(name, is_table)
         ]
         comment = inspector.get_table_comment(name)["text"] if is_table else None
         return Table(name, tuple(columns), _one_line(comment))
+
+    def _columns(self, name: str, is_table: bool) -> list[tuple[str, str, str | None]]:
+        """Name, type and comment of each column."""
+        if self._dialect is Dialect.MYSQL and not is_table:
+            # SQLAlchemy reads a view's definition, which a user who may only SELECT must not.
+            found = self._connection.execute(_VIEW_COLUMNS, {"view": name})
+            return [(column, kind.upper(), comment) for column, kind, comment in found]
+        return [
+            (column["name"], str(column["type"]).upper(), column.get("comment"))
+            for column in self._inspector.get_columns(name)
+        ]
 
 
 def _one_line(comment: str | None) -> str:
