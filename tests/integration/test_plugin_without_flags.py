@@ -26,7 +26,9 @@ pytestmark = pytest.mark.timeout(300)
 START_TIMEOUT_S = 300.0
 LONG = 400  # tokens; some seconds on a CPU
 ONE_AT_A_TIME = ("--max-running-requests", "1")
-OF_ANOTHER_SERVER = '{"ordering":"least_slack","coordinator":"tcp://127.0.0.1:9","worker_id":"w"}'
+OF_ANOTHER_SERVER = (
+    '{"ordering":"least_slack","coordinators":["tcp://127.0.0.1:9"],"worker_id":"w"}'
+)
 
 
 class Server:
