@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hexgen_sglang.plugin.agent import WorkerAgent
+from hexgen_sglang.plugin.agent import AgentStatus, WorkerAgent
 from hexgen_sglang.protocol.messages import CoordinatorMessage, Load, WorkerMessage
 
 
@@ -45,3 +45,7 @@ class WorkerAgents:
     def take_commands(self) -> list[CoordinatorMessage]:
         """What any of them asked for since the last call."""
         return [command for agent in self._agents for command in agent.take_commands()]
+
+    def statuses(self) -> list[AgentStatus]:
+        """How each link stands."""
+        return [agent.status() for agent in self._agents]

@@ -118,5 +118,5 @@ def test_a_simulated_result_says_so(compared: tuple[BenchResult, Facts]) -> None
     result, facts = compared
     html = render(replace(result, settings={**result.settings, "engine": "sim"}), facts)
     assert "simulated</h1>" in html
-    assert "the host&#39;s time and the network&#39;s are taken as 0" in html
+    assert "the host&#39;s time and the network&#39;s are 0 unless measured ones were given" in html
     assert "real SGLang" not in html
