@@ -196,7 +196,8 @@ class Dispatcher:
         request.num_attempts += 1
         number = request.num_attempts
         attempt = Attempt(
-            rid=request.view.request_id + (f".{number}" if number > 1 else ""),
+            # No rid may begin with another: SGLang's abort takes all that begin with the one named.
+            rid=(f"{number}." if number > 1 else "") + request.view.request_id,
             worker=worker,
             request=request,
             dispatched_s=now_s,

@@ -51,7 +51,7 @@ class Attempt:
     """One try of a request at one worker; in flight from dispatch until released.
 
     Attributes:
-        rid: SGLang's request id of this try: the request id, with `.N` from the second on.
+        rid: SGLang's id of this try: the request id, with `N.` before it from the second on.
         num_prompt_tokens, num_uncached_tokens, expected_output_tokens: estimates at dispatch.
         batch: requests in flight at the worker right after dispatch, this one included.
         seen: the same as policies see it.

@@ -34,7 +34,7 @@ async def test_a_worker_that_refuses_is_replaced_by_another(
         await response.read()
     row = await record(front)
     assert (row["worker_id"], row["retries"], row["outcome"]) == ("w1", 1, "completed")
-    assert good.seen[0]["rid"] == bad.seen[0]["rid"] + ".2"
+    assert good.seen[0]["rid"] == "2." + bad.seen[0]["rid"]
     budgets = [w.seen[0]["sampling_params"]["custom_params"]["hexgen"] for w in (bad, good)]
     assert budgets[1]["budget_ms"] <= budgets[0]["budget_ms"]  # the deadline did not move
 

@@ -157,7 +157,7 @@ def test_later_attempts_have_ids_of_their_own(
     request.placed = loop.create_future()
     bench.push(request)
     bench.dispatcher.run_pass()
-    assert (first.rid, request.placed.result().rid) == ("r", "r.2")
+    assert (first.rid, request.placed.result().rid) == ("r", "2.r")
 
 
 def test_believed_prefixes_reach_the_policy_and_the_count(
