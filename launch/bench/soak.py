@@ -2,9 +2,11 @@
 
 Two SGLang workers with an emulated accelerator at a share of the rate that they serve, measured
 first. Every `--kill-every` seconds (on average) one of them is killed and started again. Memory
-and file descriptors of the coordinator are read all the time; growth is the last quarter's mean
-over the second quarter's, since the first fills what is bounded. Status 1 when a request was
-lost, a token came twice or never, memory grew by 5 % or descriptors grew:
+and file descriptors of the coordinator are read all the time; growth is the last quarter over the
+second quarter, since the first fills what is bounded: the coordinator remembers `--remember`
+workflows here, not its default of 10,000, which the soak would not fill. Of memory the quarters'
+means count, of descriptors the least, since a call in flight holds some. Status 1 when a request
+was lost, a token came twice or never, memory grew by 5 % or descriptors grew:
 
     .venv/bin/python launch/bench/soak.py --minutes 30 --json FILE
 """
@@ -21,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,13 +55,22 @@ class Usage:
         self.memory_bytes.append(pages * os.sysconf("SC_PAGE_SIZE"))
         self.descriptors.append(len(os.listdir(f"/proc/{pid}/fd")))
 
-    def growth(self, values: list[int]) -> float | None:
+    @property
+    def memory_growth(self) -> float | None:
         """The last quarter's mean over the second quarter's, less one; None for few samples."""
-        quarter = len(values) // 4
-        if not quarter:
-            return None
-        early = statistics.mean(values[quarter : 2 * quarter])
-        return statistics.mean(values[-quarter:]) / early - 1
+        return _growth(self.memory_bytes, statistics.mean)
+
+    @property
+    def descriptor_growth(self) -> float | None:
+        """The last quarter's least over the second quarter's, less one; None for few samples."""
+        return _growth(self.descriptors, min)
+
+
+def _growth(values: list[int], figure: Callable[[list[int]], float]) -> float | None:
+    quarter = len(values) // 4
+    if not quarter:
+        return None
+    return figure(values[-quarter:]) / figure(values[quarter : 2 * quarter]) - 1
 
 
 def main() -> int:
@@ -74,7 +86,7 @@ def main() -> int:
 
 async def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Calibrate, soak, and gather the figures."""
-    async with Stage(folder / "stage") as stage:
+    async with Stage(folder / "stage", max_workflows=args.remember) as stage:
         full_rate = await measured_rate(stage, args.calibrate)
         usage, callers = Usage(), stage.callers()
         killing = asyncio.create_task(kill_at_random(stage, args.kill_every, args.seed))
@@ -141,8 +153,7 @@ def result_of(
     lost = sum(not call.has_ended_well for call in calls)
     repeated = sum(call.repeated for call in calls)
     missing = sum(call.missing for call in calls if not call.error)
-    memory = usage.growth(usage.memory_bytes)
-    descriptors = usage.growth(usage.descriptors)
+    memory, descriptors = usage.memory_growth, usage.descriptor_growth
     is_flat = memory is not None and memory < _MAX_GROWTH
     is_flat = is_flat and descriptors is not None and descriptors < _MAX_GROWTH
     return {
@@ -151,6 +162,7 @@ def result_of(
         "machine": machine(),
         "minutes": args.minutes,
         "load": args.load,
+        "max_workflows": args.remember,
         "full_rate_per_s": round(full_rate, 2),
         "kills": kills,
         "requests": len(calls),
@@ -176,6 +188,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--load", type=float, default=0.8, help="share of the measured rate")
     parser.add_argument("--kill-every", type=float, default=180.0, metavar="SECONDS")
     parser.add_argument("--calibrate", type=float, default=30.0, metavar="SECONDS")
+    parser.add_argument("--remember", type=int, default=500, metavar="WORKFLOWS")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep the logs there")
     parser.add_argument("--json", type=Path)

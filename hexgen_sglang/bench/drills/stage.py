@@ -53,6 +53,7 @@ class Stage:
     Args:
         folder: for logs and the lies told to processes.
         server_url: a running server with the profile `PROFILE`, instead of two of our own.
+        settings: of the coordinator, beside `QUICK`.
 
     Attributes:
         http, link: forwarders by worker name.
@@ -61,7 +62,7 @@ class Stage:
         lies: folder that the shim of coordinator and workers reads.
     """
 
-    def __init__(self, folder: Path, server_url: str = "") -> None:
+    def __init__(self, folder: Path, server_url: str = "", **settings: Any) -> None:
         self.folder = folder
         self.lies = folder / "lies"
         self.lies.mkdir(parents=True)
@@ -71,7 +72,7 @@ class Stage:
         self.link: dict[str, Forwarder] = {}
         self._server_url = server_url
         self.second_link = f"tcp://127.0.0.1:{free_port()}"
-        config = convert(QUICK, CoordinatorConfig, "drills")
+        config = convert(QUICK | settings, CoordinatorConfig, "drills")
         self.coordinator = CoordinatorSpec.with_ports(config)
         self.workers: dict[str, WorkerSpec] = {}
         if server_url:
