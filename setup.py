@@ -67,6 +67,7 @@ DEVELOPMENT = [
     "pytest-asyncio>=1.0",
     "pytest-timeout>=2.3",
     "ruff>=0.12",
+    "schemathesis>=4.32",
     "types-requests",
 ]
 

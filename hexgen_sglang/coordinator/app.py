@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated
 
 import msgspec
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -11,13 +12,13 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Receive, Scope, Send
 
 from hexgen_sglang.coordinator import incoming, openapi, peer_routes, placement_routes, reports
 from hexgen_sglang.coordinator.access import Caller
 from hexgen_sglang.coordinator.api_keys import Role
-from hexgen_sglang.coordinator.config import WorkerConfig
+from hexgen_sglang.coordinator.config import WORKER_URL_PATTERN, WorkerConfig
 from hexgen_sglang.coordinator.delivery import Delivery
 from hexgen_sglang.coordinator.explain import explanation
 from hexgen_sglang.coordinator.http_errors import ApiError, as_api_error
@@ -26,9 +27,7 @@ from hexgen_sglang.coordinator.service import Coordinator
 from hexgen_sglang.coordinator.workflows import Workflow
 from hexgen_sglang.core.errors import HexgenError, ProtocolError
 from hexgen_sglang.core.strict import convert
-from hexgen_sglang.protocol.tag import BudgetMs
-
-_MAX_LISTED_WORKFLOWS = 1_000
+from hexgen_sglang.protocol.tag import BudgetMs, Name
 
 Handler = Callable[[Coordinator, Request], Awaitable[Response]]
 
@@ -43,9 +42,11 @@ WORKFLOW_NOT_FOUND = "workflow_not_found"
 class NewWorker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of `POST /workers`: fields as in `WorkerConfig`."""
 
-    url: str
-    worker_id: str | None = None
-    hardware: str = ""
+    url: Annotated[
+        str, msgspec.Meta(max_length=512, extra_json_schema={"pattern": WORKER_URL_PATTERN})
+    ]
+    worker_id: Name | None = None
+    hardware: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class NewBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -158,7 +159,9 @@ async def _openapi(coordinator: Coordinator, request: Request) -> Response:
         bodies |= placement_routes.BODIES
     if coordinator.peers is not None:
         bodies |= peer_routes.BODIES
-    return _json(openapi.document(bodies))
+    needs_key = coordinator.access.ring is not None
+    has_open_metrics = coordinator.config.open_metrics
+    return _json(openapi.document(bodies, needs_key=needs_key, has_open_metrics=has_open_metrics))
 
 
 async def _metrics(coordinator: Coordinator, request: Request) -> Response:
@@ -272,9 +275,10 @@ def _limit(request: Request) -> int:
     Raises:
         ProtocolError: not a number from 1 to the most that are listed.
     """
-    text = request.query_params.get("limit", str(_MAX_LISTED_WORKFLOWS))
-    if not text.isdecimal() or not 1 <= int(text) <= _MAX_LISTED_WORKFLOWS:
-        raise ProtocolError(f"limit={text[:20]!r}: must be 1 to {_MAX_LISTED_WORKFLOWS}")
+    most = reports.MAX_LISTED_WORKFLOWS
+    text = request.query_params.get("limit", str(most))
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise ProtocolError(f"limit={text[:20]!r}: must be 1 to {most}")
     return int(text)
 
 
@@ -293,9 +297,9 @@ def _json(value: object, status: int = 200) -> Response:
     return Response(reports.as_json(value), status, media_type="application/json")
 
 
-def _refusal(error: ApiError) -> Response:
+def _refusal(error: ApiError, more_headers: Mapping[str, str] | None = None) -> Response:
     headers = {name.decode(): value.decode() for name, value in error.headers()}
-    return Response(error.body(), error.status, headers)
+    return Response(error.body(), error.status, {**headers, **(more_headers or {})})
 
 
 async def _read_object(request: Request, coordinator: Coordinator) -> dict[str, object]:
@@ -303,10 +307,19 @@ async def _read_object(request: Request, coordinator: Coordinator) -> dict[str, 
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods, in the same format as everything else."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    path = request.url.path[:200]
-    return _refusal(ApiError(status, f"{request.method} {path}: {_REASONS.get(status, 'error')}"))
+    """Unknown paths and methods, in the format of everything else; 405 says what is allowed."""
+    assert isinstance(error, HTTPException)
+    status, path = error.status_code, request.url.path[:200]
+    told = ApiError(status, f"{request.method} {path}: {_REASONS.get(status, 'error')}")
+    return _refusal(told, {"allow": _allowed(request)} if status == 405 else None)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of the path; each has a route of its own, and Starlette names the first one's."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    path = next(route.path for route in routes if route.matches(request.scope)[0] != Match.NONE)
+    methods = set().union(*(route.methods or () for route in routes if route.path == path))
+    return ", ".join(sorted(methods))
 
 
 _REASONS = {404: "no such path", 405: "method not allowed here"}

@@ -46,6 +46,8 @@ PolicyOptions = Annotated[dict[str, float], Meta(max_length=64)]
 
 # Host names, addresses, ports: these appear in ids, headers and logs.
 _NETLOC = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,255}")
+# What `check_worker_url` accepts, but for IPv6 addresses and ports above 65,535.
+WORKER_URL_PATTERN = r"^https?://[A-Za-z0-9._-]{1,249}(:[0-9]{1,5})?/?$"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 

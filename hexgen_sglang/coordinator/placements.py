@@ -20,7 +20,7 @@ from hexgen_sglang.coordinator.exchange import Exchanges
 from hexgen_sglang.coordinator.http_errors import ApiError
 from hexgen_sglang.coordinator.incoming import IncomingRequest
 from hexgen_sglang.coordinator.live_request import LiveRequest
-from hexgen_sglang.coordinator.prompt import PromptShape
+from hexgen_sglang.coordinator.prompt import BLOCK_CHARS, BLOCK_TOKENS, PromptShape
 from hexgen_sglang.coordinator.usage import Usage
 from hexgen_sglang.coordinator.workflows import Outcome
 from hexgen_sglang.core.worker import WorkerState
@@ -45,7 +45,8 @@ class WantedPlacement(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         model: as in the request.
         num_prompt_chars, num_prompt_tokens: length of the prompt, as text or as token ids.
-        prompt_blocks: chained hashes of its whole blocks (see `protocol.prompt_blocks`).
+        prompt_blocks: chained hashes of its whole blocks (see `coordinator.prompt`): no more
+            than a prompt of that length has.
         max_output_tokens: the request's limit.
         stream: the client will ask the worker for a stream.
         hexgen: the workflow tag.
@@ -55,11 +56,25 @@ class WantedPlacement(Struct, frozen=True, forbid_unknown_fields=True):
     model: Annotated[str, Meta(max_length=512)] | None = None
     num_prompt_chars: Length = 0
     num_prompt_tokens: Length = 0
-    prompt_blocks: Annotated[tuple[int, ...], Meta(max_length=1_024)] = ()
+    prompt_blocks: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=1_024)] = ()
     max_output_tokens: NumTokens | None = None
     stream: bool = False
     hexgen: WorkflowTag | None = None
     failed_on: Annotated[tuple[WorkerName, ...], Meta(max_length=64)] = ()
+
+    def __post_init__(self) -> None:
+        most = self.shape.num_whole_blocks
+        if len(self.prompt_blocks) > most:
+            raise ValueError(
+                f"prompt_blocks: has {len(self.prompt_blocks)}; must be at most {most}, one for "
+                f"each {BLOCK_TOKENS} of num_prompt_tokens={self.num_prompt_tokens}, or without "
+                f"them {BLOCK_CHARS} of num_prompt_chars={self.num_prompt_chars}"
+            )
+
+    @property
+    def shape(self) -> PromptShape:
+        """Size and prefix of the prompt."""
+        return PromptShape(1, self.num_prompt_chars, self.num_prompt_tokens, self.prompt_blocks)
 
 
 class WantedPlacements(Struct, frozen=True, forbid_unknown_fields=True):
@@ -241,9 +256,7 @@ def incoming_of(wanted: WantedPlacement, caller: Caller, num_bytes: int) -> Inco
         model=None if wanted.model in (None, "", "default") else wanted.model,
         stream=wanted.stream,
         adds_usage=False,
-        shape=PromptShape(
-            1, wanted.num_prompt_chars, wanted.num_prompt_tokens, wanted.prompt_blocks
-        ),
+        shape=wanted.shape,
         num_outputs=1,
         max_output_tokens=wanted.max_output_tokens,
         num_bytes=num_bytes,

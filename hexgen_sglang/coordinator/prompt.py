@@ -42,6 +42,11 @@ class PromptShape:
         """Token ids or characters that one of the blocks stands for."""
         return BLOCK_TOKENS if self.num_token_ids else BLOCK_CHARS
 
+    @property
+    def num_whole_blocks(self) -> int:
+        """How many blocks prompts of this length have, taken as one."""
+        return (self.num_token_ids or self.num_chars) // self.units_in_a_block
+
 
 def shape_of_texts(texts: list[str]) -> PromptShape:
     """Shape of one or more text prompts."""

@@ -15,6 +15,8 @@ from hexgen_sglang.coordinator.worker import Worker
 from hexgen_sglang.coordinator.workflows import RequestRecord, Workflow
 from hexgen_sglang.core.worker import WorkerState
 
+MAX_LISTED_WORKFLOWS = 1_000
+
 
 def worker_row(worker: Worker, estimates: Estimates, now_s: float) -> dict[str, Any]:
     """One worker, as `GET /workers` lists it."""

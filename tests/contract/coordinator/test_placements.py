@@ -265,6 +265,11 @@ async def test_no_worker_in_time_is_told_in_the_requests_line(
         ({"requests": [{"url": "http://10.0.0.1"}]}, "url"),
         ({"requests": [{"num_prompt_chars": -1}]}, "num_prompt_chars"),
         ({"requests": [{"hexgen": {"workflow_id": "w w"}}]}, "workflow_id"),
+        # Found by schemathesis: these stood in the queue and no request behind them was placed.
+        ({"requests": [{"prompt_blocks": [1]}]}, "prompt_blocks: has 1; must be at most 0"),
+        ({"requests": [{"num_prompt_chars": 511, "prompt_blocks": [1, 2]}]}, "at most 1"),
+        ({"requests": [{"num_prompt_tokens": 63, "prompt_blocks": [1]}]}, "at most 0"),
+        ({"requests": [{"num_prompt_chars": 600, "prompt_blocks": [-1]}]}, "prompt_blocks"),
         ([], "object"),
     ],
 )

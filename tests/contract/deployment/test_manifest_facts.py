@@ -93,9 +93,8 @@ def test_configuration_and_keys_are_mounted_where_they_are_looked_for(
 
 
 def test_routes_of_probes_exist_and_liveness_needs_no_worker(cluster: Cluster) -> None:
-    paths = openapi.document(
-        {"POST /workers": WorkflowTag, "PATCH /workflows/{workflow_id}": WorkflowTag}
-    )["paths"]
+    bodies = {"POST /workers": WorkflowTag, "PATCH /workflows/{workflow_id}": WorkflowTag}
+    paths = openapi.document(bodies, needs_key=True, has_open_metrics=False)["paths"]
     one = container(cluster("Deployment", "hexgen-coordinator"))
     for name in ("startupProbe", "livenessProbe", "readinessProbe"):
         assert "get" in paths[one[name]["httpGet"]["path"]]
