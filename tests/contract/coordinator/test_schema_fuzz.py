@@ -3,7 +3,8 @@
 Every route of `GET /openapi.json` gets right and wrong inputs: at the edges of each schema, at
 random, and in sequences in which an answer's ids are asked about. Each status, content type and
 body must be as documented, wrong input must be refused, right input must not, and keys must be
-needed. HEXGEN_FUZZ_EXAMPLES=1000: so many at random for each route.
+needed. HEXGEN_FUZZ_EXAMPLES=1000: so many at random for each route; --log-cli-level=INFO tells how
+many inputs there were.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from hexgen_sglang.coordinator.api_keys import Role, append_key, make_key
 
 MakeWorker = Callable[..., Awaitable[Any]]
 MakeFront = Callable[..., Awaitable[Any]]
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = int(os.environ.get("HEXGEN_FUZZ_EXAMPLES", "25"))
 HERE = Path(__file__).parent
@@ -53,7 +56,6 @@ async def test_the_surface_is_as_its_document_says(
     make_front: MakeFront,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    record_property: Callable[[str, object], None],
 ) -> None:
     settings: dict[str, Any] = {"coordinator_id": "a"}
     more: tuple[str, ...] = ()
@@ -76,4 +78,4 @@ async def test_the_surface_is_as_its_document_says(
     assert report["test_cases"]["generated"] > 40 * num_operations
     broken = [row.getMessage() for row in caplog.records if row.levelno >= logging.ERROR]
     assert broken == []
-    record_property("inputs", report["test_cases"]["generated"])
+    log.info("%s: %d inputs", mode, report["test_cases"]["generated"])

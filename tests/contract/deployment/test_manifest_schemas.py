@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 KUBERNETES = Path(__file__).resolve().parents[3] / "launch" / "kubernetes"
-TARGETS = [".", "monitoring", "scaling/keda", "scaling/hpa"]
+TARGETS = [".", "two-coordinators", "monitoring", "scaling/keda", "scaling/hpa"]
 VERSIONS = ["1.30", "1.34", "1.37"]
 # Kinds of operators that a cluster may have; their fields are checked in test_manifest_facts.
 CUSTOM = {"PodMonitor", "ScaledObject"}
@@ -58,12 +58,14 @@ def test_every_file_is_part_of_a_kustomization() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_kubectl_renders_the_same(target: str, rendered: Rendered) -> None:
+def test_kubectl_renders_the_same(
+    target: str, rendered: Rendered, folder_of: Callable[[str], Path]
+) -> None:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("no kubectl on this machine")
     done = subprocess.run(
-        [kubectl, "kustomize", str(KUBERNETES / target)], capture_output=True, text=True, timeout=60
+        [kubectl, "kustomize", str(folder_of(target))], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     # The generated name of the ConfigMap ends with a hash of what it holds.
