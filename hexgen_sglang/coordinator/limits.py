@@ -2,11 +2,16 @@
 
 Counts with token buckets on the coordinator's monotonic clock; no I/O. Without API keys a
 tenant's name is only what a caller says of itself, so all callers count as one tenant then.
+
+Coordinators beside each other hold a tenant to its limits together: each tells the others what the
+tenant used there (`Used`), and takes that out of its own buckets. What two accept before they
+hear of each other is more than the limit, and a debt that both let the tenant wait for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,10 +21,14 @@ from hexgen_sglang.coordinator.http_errors import ApiError
 
 # When a place will be free is not known; clients should not all come back in one instant.
 _BUSY_RETRY_S = 1.0
+# Other coordinators are told of the tenants that were here last.
+MOST_TOLD = 4_096
+
+_Sum = Annotated[int, Meta(ge=0, le=2**53)]
 
 
 class TenantLimits(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Limits of one tenant. None: no limit.
+    """Limits of one tenant, of all coordinators together. None: no limit.
 
     Attributes:
         requests_per_s: accepted requests, in the long run.
@@ -38,6 +47,19 @@ class TenantLimits(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     weight: Annotated[float, Meta(gt=0, le=1e6)] | None = None
 
 
+class Used(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a tenant used at one coordinator.
+
+    Attributes:
+        num_open: requests accepted and not ended, now.
+        num_requests, num_tokens: that were counted against its limits since the coordinator began.
+    """
+
+    num_open: _Sum = 0
+    num_requests: _Sum = 0
+    num_tokens: _Sum = 0
+
+
 class Bucket:
     """A token bucket: `rate_per_s` flows in up to `capacity`; taking out may leave a debt.
 
@@ -45,9 +67,13 @@ class Bucket:
         rate_per_s: above 0.
         capacity: above 0; also what is there at first.
         now_s: the present instant.
+
+    Attributes:
+        taken: what was taken out here, less what was given back.
     """
 
     def __init__(self, rate_per_s: float, capacity: float, now_s: float) -> None:
+        self.taken = 0
         self._rate_per_s = rate_per_s
         self._capacity = capacity
         self._level = capacity
@@ -58,8 +84,13 @@ class Bucket:
         missing = min(wanted, self._capacity) - self.level(now_s)
         return max(0.0, missing / self._rate_per_s)
 
-    def take(self, amount: float, now_s: float) -> None:
+    def take(self, amount: int, now_s: float) -> None:
         """Take out, or with a negative amount give back."""
+        self.taken += amount
+        self.take_elsewhere(amount, now_s)
+
+    def take_elsewhere(self, amount: int, now_s: float) -> None:
+        """The same for what another coordinator took out."""
         self._level = min(self._capacity, self.level(now_s) - amount)
 
     def level(self, now_s: float) -> float:
@@ -109,6 +140,27 @@ class _TenantUsage:
         if limits.tokens_per_min is not None:
             self.tokens = Bucket(limits.tokens_per_min / 60, limits.tokens_per_min, now_s)
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether anything of it is counted."""
+        counted = self.requests, self.tokens, self.limits.max_concurrent
+        return any(one is not None for one in counted)
+
+    @property
+    def used(self) -> Used:
+        """What it used here."""
+        requests, tokens = (
+            bucket.taken if bucket else 0 for bucket in (self.requests, self.tokens)
+        )
+        return Used(self.num_open, requests, tokens)
+
+    def note_elsewhere(self, before: Used, used: Used, now_s: float) -> None:
+        """What it used at another coordinator became more, or what was taken there was too much."""
+        if self.requests is not None:
+            self.requests.take_elsewhere(used.num_requests - before.num_requests, now_s)
+        if self.tokens is not None:
+            self.tokens.take_elsewhere(used.num_tokens - before.num_tokens, now_s)
+
 
 class Limiter:
     """Holds every tenant to its limits. As many entries as tenants have keys.
@@ -125,7 +177,8 @@ class Limiter:
         self._each = each
         self._named = named
         self._clock = clock
-        self._usage: dict[str, _TenantUsage] = {}
+        self._usage: dict[str, _TenantUsage] = {}  # who was here last is last
+        self._elsewhere: dict[str, Mapping[str, Used]] = {}
 
     def take(self, tenant: str | None, num_tokens: int) -> Lease:
         """Take a new request's share.
@@ -138,15 +191,15 @@ class Limiter:
             ApiError: 429 with Retry-After; nothing was taken.
         """
         now_s = self._clock()
-        usage = self._usage.get(tenant or "")
-        if usage is None:
-            usage = _TenantUsage(self._named.get(tenant or "", self._each), now_s)
-            self._usage[tenant or ""] = usage
+        name = tenant or ""
+        usage = self._usage_of(name, now_s)
+        self._usage[name] = self._usage.pop(name)
         limits, who = usage.limits, "all callers" if tenant is None else f"tenant {tenant!r}"
         most = limits.max_concurrent
-        if most is not None and usage.num_open >= most:
+        num_open = usage.num_open + self._num_open_elsewhere(name)
+        if most is not None and num_open >= most:
             raise _too_much(
-                f"{who}: {usage.num_open} requests have not ended; at most {most} may at once",
+                f"{who}: {num_open} requests have not ended; at most {most} may at once",
                 "max_concurrent",
                 _BUSY_RETRY_S,
             )
@@ -169,6 +222,40 @@ class Limiter:
         if usage.tokens is not None:
             usage.tokens.take(num_tokens, now_s)
         return Lease(usage, num_tokens, self._clock)
+
+    def used(self) -> dict[str, Used]:
+        """What tenants that have limits used here; of the last `MOST_TOLD` of them."""
+        newest = (row for row in reversed(self._usage.items()) if row[1].is_limited)
+        return {name: usage.used for name, usage in itertools.islice(newest, MOST_TOLD)}
+
+    def note_elsewhere(self, coordinator_id: str, used: Mapping[str, Used]) -> None:
+        """Another coordinator tells what tenants used there.
+
+        What it tells first is where counting begins: who was not there yet when those requests came
+        did not let the tenant wait for them.
+        """
+        now_s = self._clock()
+        known = self._elsewhere.get(coordinator_id)
+        for name, told in used.items():
+            is_new = known is not None and len(known) < MOST_TOLD
+            before = (known or {}).get(name, Used() if is_new else told)
+            self._usage_of(name, now_s).note_elsewhere(before, told, now_s)
+        self._elsewhere[coordinator_id] = used
+
+    def forget_elsewhere(self, coordinator_id: str) -> None:
+        """That coordinator is gone, or has begun anew: nothing of tenants is open there."""
+        self._elsewhere.pop(coordinator_id, None)
+
+    def _usage_of(self, name: str, now_s: float) -> _TenantUsage:
+        usage = self._usage.get(name)
+        if usage is None:
+            usage = _TenantUsage(self._named.get(name, self._each), now_s)
+            self._usage[name] = usage
+        return usage
+
+    def _num_open_elsewhere(self, name: str) -> int:
+        told = (used.get(name) for used in self._elsewhere.values())
+        return sum(one.num_open for one in told if one is not None)
 
 
 def _too_much(message: str, limit: str, retry_after_s: float) -> ApiError:

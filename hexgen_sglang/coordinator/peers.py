@@ -3,15 +3,16 @@
 Every workflow belongs to one coordinator: of those that live, the one with the highest hash of
 its own id and the workflow's (rendezvous hashing), so that one that dies or comes back moves its
 own workflows and no others. One that took over a workflow keeps it until it ends, and says so.
-Coordinators tell each other, several times a second over HTTP, what they hold in this sense and
-what they have in flight at each worker. Nothing of it is on disk; what a taken-over workflow is
-judged by travels in its tag.
+Coordinators tell each other, several times a second over HTTP, what they hold in this sense, what
+they have in flight at each worker, and what tenants used and attained there. Nothing of it is on
+disk; what a taken-over workflow is judged by travels in its tag.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -19,9 +20,12 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from hexgen_sglang.coordinator import limits, tenant_shares
 from hexgen_sglang.coordinator.config import PeerConfig
 from hexgen_sglang.coordinator.http_errors import ApiError
+from hexgen_sglang.coordinator.limits import Limiter, Used
 from hexgen_sglang.coordinator.peer_client import PeerClient, PeerLost
+from hexgen_sglang.coordinator.tenant_shares import TenantShares
 from hexgen_sglang.coordinator.worker import Elsewhere, Worker
 from hexgen_sglang.coordinator.workers import WorkerDirectory
 from hexgen_sglang.coordinator.workflows import WorkflowTracker
@@ -36,6 +40,8 @@ _MISSED_INTERVALS = 4
 _SHORTEST_PATIENCE_S = 1.0
 
 Count = Annotated[int, Meta(ge=0, le=2**40)]
+TenantKey = Annotated[str, Meta(max_length=64)]
+Attained = Annotated[float, Meta(ge=0, le=2.0**53)]
 
 
 class Beat(Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,6 +52,9 @@ class Beat(Struct, frozen=True, forbid_unknown_fields=True):
         is_draining: it takes no new requests.
         holds: workflows in progress there that would be another's if all lived.
         in_flight: by worker: requests, and their prompt and expected output tokens.
+        run, number: names the coordinator's process, and which of its beats this is.
+        used: by tenant: what its limits count there (see `limits`).
+        attained: by tenant: what is left of the service it was given there (see `tenant_shares`).
     """
 
     coordinator_id: Name
@@ -54,6 +63,10 @@ class Beat(Struct, frozen=True, forbid_unknown_fields=True):
         tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=_MAX_HELD)
     ] = ()
     in_flight: Annotated[dict[str, tuple[Count, Count, Count]], Meta(max_length=_MAX_WORKERS)] = {}
+    run: Annotated[str, Meta(max_length=64)] = ""
+    number: Count = 0
+    used: Annotated[dict[TenantKey, Used], Meta(max_length=limits.MOST_TOLD)] = {}
+    attained: Annotated[dict[TenantKey, Attained], Meta(max_length=tenant_shares.MOST_TOLD)] = {}
 
 
 class Peer:
@@ -64,6 +77,7 @@ class Peer:
         is_alive: it answered lately.
         is_draining: it takes no new requests.
         holds: what it said that it holds.
+        heard_last: run and number of the last beat that was heard.
         lost: set when it dies; a new one when it is back.
     """
 
@@ -73,6 +87,7 @@ class Peer:
         self.is_alive = False
         self.is_draining = False
         self.holds: frozenset[str] = frozenset()
+        self.heard_last = "", 0
         self.lost = asyncio.Event()
         self.answered_s = float("-inf")
 
@@ -91,6 +106,8 @@ class Peers:
         tracker: of workflows here.
         directory: of workers here.
         client: towards the others.
+        limiter: of tenants here.
+        shares: of tenants here; None: they share nothing.
         interval_s: between two exchanges.
         is_draining: whether this coordinator refuses new requests.
         on_change: told when room at a worker may have changed.
@@ -105,6 +122,8 @@ class Peers:
         directory: WorkerDirectory,
         client: PeerClient,
         *,
+        limiter: Limiter,
+        shares: TenantShares | None,
         interval_s: float,
         is_draining: Callable[[], bool],
         on_change: Callable[[], None],
@@ -116,6 +135,10 @@ class Peers:
         self._by_id = {peer.coordinator_id: peer for peer in self.peers}
         self._tracker = tracker
         self._directory = directory
+        self._limiter = limiter
+        self._shares = shares
+        self._run = secrets.token_hex(8)
+        self._number = 0
         self._interval_s = interval_s
         self._patience_s = max(_SHORTEST_PATIENCE_S, _MISSED_INTERVALS * interval_s)
         self._is_draining = is_draining
@@ -146,6 +169,7 @@ class Peers:
     def beat(self) -> Beat:
         """What the others are told now."""
         self._adopted = {one for one in self._adopted if self._holds(one)}
+        self._number += 1
         return Beat(
             coordinator_id=self.own_id,
             is_draining=self._is_draining(),
@@ -155,6 +179,10 @@ class Peers:
                 for worker in self._directory.workers.values()
                 if worker.in_flight
             },
+            run=self._run,
+            number=self._number,
+            used=self._limiter.used(),
+            attained={} if self._shares is None else self._shares.told(),
         )
 
     def heard(self, beat: Beat) -> Beat:
@@ -181,6 +209,7 @@ class Peers:
             peer.is_alive = False
             peer.holds = frozenset()
             peer.lost.set()
+            self._limiter.forget_elsewhere(peer.coordinator_id)
             self._count_elsewhere(peer, {})
 
     async def exchange(self) -> None:
@@ -215,8 +244,17 @@ class Peers:
         self._take(peer, told)
 
     def _take(self, peer: Peer, beat: Beat) -> None:
+        run, number = peer.heard_last
+        if beat.run != run:
+            self._limiter.forget_elsewhere(peer.coordinator_id)
+        elif beat.number < number:
+            return  # a later one was faster
+        peer.heard_last = beat.run, beat.number
         peer.is_draining = beat.is_draining
         peer.holds = frozenset(beat.holds)
+        self._limiter.note_elsewhere(peer.coordinator_id, beat.used)
+        if self._shares is not None:
+            self._shares.note_elsewhere(peer.coordinator_id, beat.attained)
         self._count_elsewhere(peer, beat.in_flight)
 
     def _count_elsewhere(self, peer: Peer, counts: dict[str, tuple[int, int, int]]) -> None:

@@ -201,8 +201,8 @@ class Coordinator:
             ),
         )
         self._telling: set[asyncio.Task[bool]] = set()
-        limiter = Limiter(settings.limits, dict(settings.tenants), self.parts.clock)
-        self.exchanges = Exchanges(self.parts, limiter)
+        self._limiter = Limiter(settings.limits, dict(settings.tenants), self.parts.clock)
+        self.exchanges = Exchanges(self.parts, self._limiter)
         self.placements = Placements(self.parts, self.exchanges)
         self._health = HealthWatch(
             client,
@@ -386,6 +386,8 @@ class Coordinator:
             parts.tracker,
             parts.directory,
             PeerClient(config.coordinator_id, key_file, config.connect_timeout_s),
+            limiter=self._limiter,
+            shares=parts.queue.shares,
             interval_s=config.peer_interval_ms / 1_000,
             is_draining=lambda: self.exchanges.is_draining,
             on_change=self._kick,

@@ -2,16 +2,21 @@
 
 Beside the central queue, on its owner's clock; the rule is `policies.fairness`. A request is
 charged with what it is expected to use when a worker gets it, and with what it did use when it
-ends; one that comes back from a worker is charged with nothing until it is placed again.
+ends; one that comes back from a worker is charged with nothing until it is placed again. What
+tenants attained at other coordinators before the same workers counts, as these last told it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import heapq
+from collections.abc import Callable, Collection, Mapping
 
 from hexgen_sglang.coordinator.live_request import QueuedRequest
 from hexgen_sglang.policies.fairness import AttainedService, service
 
+# Other coordinators are told of so many tenants, and of none that had less than a token.
+MOST_TOLD = 4_096
+_LEAST_TOLD = 1.0
 # Of the queue's free room, one tenant may hold so many times as much: 8/9 of it all, at most.
 _FREE_ROOM_FACTOR = 8.0
 
@@ -35,8 +40,18 @@ class TenantShares:
         return self._waiting
 
     def all_attained(self) -> dict[str, float]:
-        """What is left of the service that each tenant was given, in prompt tokens."""
+        """What is left of the service that each tenant was given here, in prompt tokens."""
         return self._attained.all_attained(self._clock())
+
+    def told(self) -> dict[str, float]:
+        """The same of the tenants that have most, for other coordinators."""
+        attained = self.all_attained()
+        most = heapq.nlargest(MOST_TOLD, attained, key=attained.__getitem__)
+        return {tenant: attained[tenant] for tenant in most if attained[tenant] >= _LEAST_TOLD}
+
+    def note_elsewhere(self, coordinator_id: str, attained: Mapping[str, float]) -> None:
+        """Another coordinator tells what tenants attained there."""
+        self._attained.note_elsewhere(coordinator_id, attained, self._clock())
 
     def levels(self, tenants: Collection[str]) -> dict[str, int]:
         """The level of each of these tenants; the lower one goes first."""

@@ -71,16 +71,32 @@ class AttainedService:
         # As of `_at_s`: what comes later is entered larger, so that nothing need be halved.
         self._counters: dict[str, float] = {}
         self._at_s: float | None = None
+        # The part of the counters that was attained elsewhere, by who told it.
+        self._elsewhere: dict[str, dict[str, float]] = {}
 
     def note(self, tenant: str, amount: float, now_s: float) -> None:
         """The tenant was given service; a negative amount takes it back."""
         counter = self._counters.get(tenant, 0.0) + amount * 2.0 ** self._halvings(now_s)
         self._counters[tenant] = max(0.0, counter)
 
+    def note_elsewhere(self, source: str, attained: Mapping[str, float], now_s: float) -> None:
+        """Of other books about the same workers: what is left there, instead of what they said."""
+        scale = 2.0 ** self._halvings(now_s)
+        told = {tenant: scale * amount for tenant, amount in attained.items()}
+        before = self._elsewhere.get(source, {})
+        for tenant in told.keys() | before.keys():
+            change = told.get(tenant, 0.0) - before.get(tenant, 0.0)
+            self._counters[tenant] = max(0.0, self._counters.get(tenant, 0.0) + change)
+        self._elsewhere[source] = told
+
     def all_attained(self, now_s: float) -> dict[str, float]:
-        """What is left by now of all that each tenant was given."""
+        """What is left by now of all that each tenant was given by these books."""
         part = 2.0 ** -self._halvings(now_s)
-        return {tenant: part * counter for tenant, counter in self._counters.items()}
+        own = dict(self._counters)
+        for told in self._elsewhere.values():
+            for tenant, counter in told.items():
+                own[tenant] = max(0.0, own.get(tenant, 0.0) - counter)
+        return {tenant: part * counter for tenant, counter in own.items()}
 
     def share(self, tenant: str, tenants: Collection[str]) -> float:
         """The tenant's weight of all of theirs together, its own included; 0 to 1."""
@@ -132,7 +148,14 @@ class AttainedService:
         halvings = (now_s - self._at_s) / self._half_life_s
         if halvings < _MOST_HALVINGS:
             return halvings
-        left = {tenant: 2.0**-halvings * value for tenant, value in self._counters.items()}
-        self._counters = {tenant: value for tenant, value in left.items() if value > _FORGOTTEN}
+        part = 2.0**-halvings
+        self._counters = _left(self._counters, part)
+        self._elsewhere = {name: _left(told, part) for name, told in self._elsewhere.items()}
         self._at_s = now_s
         return 0.0
+
+
+def _left(counters: Mapping[str, float], part: float) -> dict[str, float]:
+    """Counters times `part`, without those of which nothing is left."""
+    scaled = ((tenant, part * counter) for tenant, counter in counters.items())
+    return {tenant: counter for tenant, counter in scaled if counter > _FORGOTTEN}

@@ -92,6 +92,29 @@ def test_what_is_taken_back_was_never_given() -> None:
     assert books.all_attained(1.0) == {"a": 0.0, "b": 1.0}
 
 
+@given(st.lists(st.tuples(st.sampled_from(TENANTS), AMOUNTS, st.floats(0.0, 4e3)), max_size=40))
+def test_two_books_that_tell_each_other_are_as_one(
+    history: list[tuple[str, float, float]],
+) -> None:
+    one, pair, now_s = AttainedService(), [AttainedService(), AttainedService()], 0.0
+    for number, (tenant, amount, later_s) in enumerate(history):
+        now_s += later_s
+        one.note(tenant, amount, now_s)
+        pair[number % 2].note(tenant, amount, now_s)
+        told = [books.all_attained(now_s) for books in pair]
+        for books, others in zip(pair, reversed(told), strict=True):
+            books.note_elsewhere("other", others, now_s)
+    together = one.all_attained(now_s)
+    for name in TENANTS:
+        own = [books.all_attained(now_s).get(name, 0.0) for books in pair]
+        assert sum(own) == pytest.approx(together.get(name, 0.0), rel=1e-6, abs=0.1)
+    if sum(together.values()) > 1_000.0:
+        expected = one.levels(TENANTS)
+        for books in pair:
+            for name, level in books.levels(TENANTS).items():
+                assert abs(level - expected[name]) <= 1  # where one begins is a matter of rounding
+
+
 def test_a_flood_is_held_to_half_and_its_weight_moves_that() -> None:
     books = AttainedService({"big": 3.0})
     for tenant, amount in (("flood", 90.0), ("small", 10.0), ("big", 90.0)):

@@ -21,6 +21,7 @@ from hexgen_sglang.coordinator.peers import first_of
 MakeWorker = Callable[..., Awaitable[Any]]
 START_S = 30.0
 BUDGET_MS = 60_000
+BEAT_S = 0.05
 
 
 class Pair:
@@ -43,7 +44,7 @@ class Pair:
             ]
             peer = f'[[peers]]\ncoordinator_id = "{other}"\nurl = "{self.url(other)}"'
             head = f'[coordinator]\nport = {self.ports[name]}\ncoordinator_id = "{name}"'
-            quick = "health_interval_s = 0.2\npeer_interval_ms = 50"
+            quick = f"health_interval_s = 0.2\npeer_interval_ms = {1_000 * BEAT_S:.0f}"
             self.files[name].write_text("\n".join([head, quick, settings, *rows, peer]) + "\n")
 
     def url(self, name: str) -> str:
@@ -282,3 +283,68 @@ async def test_peers_and_callers_need_their_keys(pair: Pair) -> None:
     assert (await pair.ask("POST", "a", "/peers/beat", beat))[0] == 403
     pair.headers = {}
     assert (await pair.ask("POST", "a", "/peers/beat", beat))[0] == 401
+
+
+async def opened(pair: Pair, name: str, flow: str) -> asyncio.Task[Any] | None:
+    """A request that a worker has and does not answer; None: it was refused for its tenant."""
+    workers = pair.workers  # type: ignore[attr-defined]
+    before = sum(len(worker.seen) for worker in workers)
+    call = asyncio.create_task(pair.generate(name, flow))
+    async with asyncio.timeout(START_S):
+        while not call.done() and before == sum(  # noqa: ASYNC110
+            len(worker.seen) for worker in workers
+        ):
+            await asyncio.sleep(0.01)
+    if not call.done():
+        return call
+    status, told, _ = call.result()
+    assert (status, told["error"]["code"]) == (429, "tenant_limit")
+    return None
+
+
+async def filled(pair: Pair, name: str, flow: str) -> list[asyncio.Task[Any]]:
+    """As many open requests as the coordinator allows, a beat of its peer apart."""
+    calls: list[asyncio.Task[Any]] = []
+    while (call := await opened(pair, name, flow)) is not None:
+        calls.append(call)
+        await asyncio.sleep(2 * BEAT_S)
+    return calls
+
+
+async def test_a_tenant_has_its_limit_once_and_all_of_it_where_one_is_left(pair: Pair) -> None:
+    most = 6
+    await started(pair, f"[limits]\nmax_concurrent = {most}")
+    workers = pair.workers  # type: ignore[attr-defined]
+    for worker in workers:
+        worker.gate.clear()
+    [ours], [theirs] = owned_by("a"), owned_by("b")
+    at_a = [await opened(pair, "a", ours) for _ in range(2)]
+    at_b = await filled(pair, "b", theirs)
+    assert 0 < len(at_b) < most  # by itself it would have let all of them in
+    more_at_a = await filled(pair, "a", ours)
+    assert len([*at_a, *at_b, *more_at_a]) <= most + 2  # some are let in before they are told of
+    status, told, _ = await pair.generate("b", ours)  # whichever is asked
+    assert (status, told["error"]["param"]) == (429, "max_concurrent")
+    await pair.kill("b")
+    await pair.until("a", lambda health: "peers_lost" in health["degraded"])
+    more_at_a += await filled(pair, "a", ours)
+    assert len([*at_a, *more_at_a]) == most
+    for worker in workers:
+        worker.gate.set()
+    answers = await asyncio.gather(*at_a, *more_at_a)
+    assert [status for status, _, _ in answers] == [200] * most
+    await asyncio.gather(*at_b, return_exceptions=True)
+
+
+async def test_a_tenants_burst_is_one_burst_of_both(pair: Pair) -> None:
+    burst = 8
+    await started(pair, f"[limits]\nrequests_per_s = 0.01\nburst = {burst}")
+    [ours], [theirs] = owned_by("a"), owned_by("b")
+    num_passed = 0
+    for number in range(4 * burst):
+        name, flow = ("a", ours) if number % 2 else ("b", theirs)
+        status, _, _ = await pair.generate(name, flow)
+        num_passed += status == 200
+        await asyncio.sleep(BEAT_S)
+    # Each lets some in while it has not heard of the other's last.
+    assert burst <= num_passed <= burst + 3

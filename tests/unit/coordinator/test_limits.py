@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hexgen_sglang.coordinator.http_errors import ApiError
-from hexgen_sglang.coordinator.limits import Limiter, TenantLimits
+from hexgen_sglang.coordinator.limits import MOST_TOLD, Limiter, TenantLimits, Used
 
 
 class Clock:
@@ -113,3 +113,64 @@ def test_no_more_pass_than_burst_and_rate_allow(
             retries_s.append(told.retry_after_s or 0.0)
     assert all(0 < retry_s <= 1 / rate + 1e-6 for retry_s in retries_s)
     assert num_passed <= burst + rate * (clock.now_s - start_s) + 1e-6
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    calls=st.lists(st.tuples(st.floats(0, 2), st.integers(0, 1)), min_size=1, max_size=80),
+    rate=st.floats(0.1, 5),
+    burst=st.integers(1, 10),
+    every=st.integers(1, 5),
+)
+def test_two_that_tell_each_other_let_through_what_one_would(
+    calls: list[tuple[float, int]], rate: float, burst: int, every: int
+) -> None:
+    """But for what they accept before they have told."""
+    clock = Clock()
+    pair = [Limiter(TenantLimits(requests_per_s=rate, burst=burst), {}, clock) for _ in range(2)]
+    began_s, num_passed, not_told, overshoot = clock.now_s, 0, [0, 0], 0
+    for number, (wait_s, which) in enumerate(calls):
+        if number % every == 0:
+            told = [limiter.used() for limiter in pair]
+            for limiter, used in zip(pair, reversed(told), strict=True):
+                limiter.note_elsewhere("other", used)
+            overshoot += min(not_told)
+            not_told = [0, 0]
+        clock.now_s += wait_s
+        try:
+            pair[which].take("acme", 1)
+        except ApiError:
+            continue
+        num_passed += 1
+        not_told[which] += 1
+        allowed = burst + rate * (clock.now_s - began_s) + overshoot + max(not_told)
+        assert num_passed <= allowed + 1e-6
+    if every == 1:
+        assert num_passed <= burst + rate * (clock.now_s - began_s) + 1e-6
+
+
+def test_what_another_used_is_taken_out_and_corrections_are_put_back() -> None:
+    limiter = Limiter(TenantLimits(tokens_per_min=600), {}, Clock())
+    limiter.note_elsewhere("b", {})
+    limiter.note_elsewhere("b", {"acme": Used(1, 1, 500)})
+    assert refusal(limiter, num_tokens=200).param == "tokens_per_min"
+    limiter.note_elsewhere("b", {"acme": Used(0, 1, 300)})
+    limiter.take("acme", 300)
+    assert limiter.used() == {"acme": Used(1, 0, 300)}
+
+
+def test_only_limited_tenants_are_told_and_no_more_than_fit() -> None:
+    each = TenantLimits(max_concurrent=1)
+    limiter = Limiter(each, {"free": TenantLimits()}, Clock())
+    for name in ("free", *(f"tenant-{number}" for number in range(MOST_TOLD + 1))):
+        limiter.take(name, 1)
+    told = limiter.used()
+    assert len(told) == MOST_TOLD
+    assert "free" not in told
+    assert "tenant-0" not in told
+    # Whoever hears of a tenant that did not fit before begins to count with what is told.
+    other = Limiter(TenantLimits(requests_per_s=1.0, burst=3), {}, Clock())
+    for used in (told, {"tenant-0": Used(0, 1_000, 0)}):
+        other.note_elsewhere("b", used)
+    for _ in range(3):
+        other.take("tenant-0", 1)

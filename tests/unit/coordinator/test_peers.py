@@ -11,12 +11,15 @@ import pytest
 
 from hexgen_sglang.coordinator.config import CoordinatorFile, PeerConfig, as_toml, convert
 from hexgen_sglang.coordinator.http_errors import ApiError
+from hexgen_sglang.coordinator.limits import Limiter, TenantLimits, Used
 from hexgen_sglang.coordinator.live_request import Attempt, LiveRequest
 from hexgen_sglang.coordinator.peer_client import PeerLost
 from hexgen_sglang.coordinator.peers import Beat, Peers, first_of
+from hexgen_sglang.coordinator.tenant_shares import TenantShares
 from hexgen_sglang.coordinator.worker import Elsewhere, RoomRules, Worker
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.policies.estimators import Rates
+from hexgen_sglang.policies.fairness import AttainedService
 
 IDS = ("a", "b", "c")
 WORKFLOWS = [f"workflow-{number}" for number in range(3_000)]
@@ -44,6 +47,9 @@ class Bench:
         self.is_draining = False
         self.lasting: dict[str, Any] = {}
         self.network = Network()
+        each = TenantLimits(max_concurrent=4, requests_per_s=1.0, burst=10, tokens_per_min=600)
+        self.limiter = Limiter(each, {}, lambda: self.now_s)
+        self.shares = TenantShares(AttainedService(), lambda: self.now_s)
         rows = [PeerConfig(coordinator_id=name, url=f"http://{name}:8000") for name in IDS[1:]]
         self.peers = Peers(
             "a",
@@ -51,6 +57,8 @@ class Bench:
             SimpleNamespace(get=self.lasting.get),  # type: ignore[arg-type]
             SimpleNamespace(workers=workers or {}),  # type: ignore[arg-type]
             self.network,  # type: ignore[arg-type]
+            limiter=self.limiter,
+            shares=self.shares,
             interval_s=0.25,
             is_draining=lambda: self.is_draining,
             on_change=lambda: None,
@@ -197,6 +205,53 @@ async def test_what_peers_have_in_flight_counts_at_the_workers(
     assert worker.view(0.0, Rates(), RULES).num_in_flight == 1
 
 
+def accepted(limiter: Limiter, tenant: str = "acme") -> int:
+    """How many requests the tenant may send now; they stay open."""
+    for count in range(100):
+        try:
+            limiter.take(tenant, 1)
+        except ApiError:
+            return count
+    raise AssertionError("there is no limit")
+
+
+async def test_what_tenants_have_at_peers_counts_until_the_peer_is_lost() -> None:
+    bench = Bench()
+    await bench.with_all(run="1")
+    told = {"acme": Used(num_open=3, num_requests=3, num_tokens=3)}
+    bench.peers.heard(Beat("b", run="1", number=2, used=told))
+    bench.peers.heard(Beat("b", run="1", number=1))  # overtaken on its way
+    assert bench.peers.beat().used == {"acme": Used()}  # its own, never others'
+    assert accepted(bench.limiter) == 1
+    assert accepted(bench.limiter, "other") == 4
+    assert bench.peers.beat().used["acme"] == Used(1, 1, 1)
+    assert bench.peers.beat().number < bench.peers.beat().number
+    bench.peers.lose(bench.peers.peers[0], "test")
+    assert accepted(bench.limiter) == 3
+
+
+async def test_a_peer_that_begins_anew_counts_anew() -> None:
+    bench = Bench()
+    await bench.with_all(run="1", used={"acme": Used(0, 1_000, 1_000)})  # before this one began
+    bench.peers.heard(Beat("b", run="1", number=1, used={"acme": Used(2, 1_008, 1_002)}))
+    bench.peers.heard(Beat("b", run="2"))  # what was open there is lost with it
+    assert accepted(bench.limiter) == 2  # of the burst of 10
+    bench.now_s += 2.0
+    bench.peers.heard(Beat("b", run="2", number=1, used={"acme": Used(0, 1, 1)}))
+    assert accepted(bench.limiter) == 1
+
+
+async def test_what_tenants_attained_at_peers_counts_here_and_is_not_told_on() -> None:
+    bench = Bench()
+    await bench.with_all(run="1", attained={"busy": 500.0})
+    assert bench.shares.levels(["busy", "calm"]) == {"busy": 14, "calm": 0}
+    assert bench.peers.beat().attained == {}
+    bench.now_s = 60.0  # a half-life; and b and c say so
+    await bench.with_all(run="1", number=1, attained={"busy": 250.0, "calm": 250.0})
+    assert bench.shares.levels(["busy", "calm"]) == {"busy": 0, "calm": 0}
+    assert bench.peers.beat().attained == {}
+
+
 def test_sums_of_another_coordinator_become_alike_requests() -> None:
     seen = Elsewhere.of(3, 300, 60, 5.0)
     assert seen.num_tokens == 360
@@ -225,6 +280,9 @@ def test_beats_are_bounded() -> None:
         {"coordinator_id": "b", "in_flight": {"w": [-1, 0, 0]}},
         {"coordinator_id": "b", "holds": ["x"] * 5_000},
         {"coordinator_id": "b", "more": 1},
+        {"coordinator_id": "b", "used": {"acme": [-1, 0, 0]}},
+        {"coordinator_id": "b", "used": {"a" * 65: [0, 0, 0]}},
+        {"coordinator_id": "b", "attained": {"acme": -1.0}},
     ):
         with pytest.raises(msgspec.ValidationError):
             msgspec.convert(wrong, Beat)
