@@ -188,6 +188,7 @@ class Questions:
             max_rounds=self._config.max_rounds,
             num_checks=self._config.num_checks,
             max_sql_tokens=self._config.max_sql_tokens,
+            fallback_model=self._config.fallback_model,
         )
         client = InProcessClient(self._app, authorization, self._coordinator.config.queue_timeout_s)
 

@@ -35,6 +35,8 @@ class AskConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
         deadline_s: for one question, unless the page's user chooses another.
         max_deadline_s: the longest that can be chosen.
         num_candidates, max_rounds, num_checks, max_sql_tokens: as in the agent's settings.
+        fallback_model: name of a smaller model that workers serve, too, for questions whose
+            deadline the one that was chosen would miss; None: there is none.
         sql_time_s, max_rows: of each execution of model-written SQL.
         max_open: questions at once; further ones get 429.
     """
@@ -47,6 +49,7 @@ class AskConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     max_rounds: Annotated[int, Meta(ge=0, le=10)] = 2
     num_checks: Annotated[int, Meta(ge=0, le=8)] = 2
     max_sql_tokens: Annotated[int, Meta(ge=8, le=4_096)] = 256
+    fallback_model: Annotated[str, Meta(max_length=512, pattern=r"\S")] | None = None
     sql_time_s: Annotated[float, Meta(gt=0, le=600)] = 2.0
     max_rows: Annotated[int, Meta(ge=1, le=10_000)] = 200
     max_open: Annotated[int, Meta(ge=1, le=10_000)] = 32

@@ -48,17 +48,17 @@ def _offers(schema: Schema, table: Table) -> dict[str, Example]:
     def offer(kind: str, question: str, sql: str, *others: str) -> None:
         found[kind] = Example(question, (table.name, *others), sql)
 
-    key = next((column for column in table.columns if column.references is not None), None)
-    target = schema.table((key.references or "").rpartition(".")[0]) if key else None
+    keys = [(column, column.target) for column in table.columns if column.target is not None]
+    key, (target_name, target_key) = keys[0] if keys else (None, ("", ""))
+    target = schema.table(target_name)
     if key is not None and target is not None and target is not table:
         there = quoted(target.name)
         label = f"{there}.{quoted(target.label.name)}"
-        other_key = quoted((key.references or "").rpartition(".")[2])
         offer(
             "join",
             f"How many {many} are there for each {singular(target.name)}?",
             f"SELECT {label}, COUNT(*) FROM {name} JOIN {there} "
-            f"ON {name}.{quoted(key.name)} = {there}.{other_key} GROUP BY {label}",
+            f"ON {name}.{quoted(key.name)} = {there}.{quoted(target_key)} GROUP BY {label}",
             target.name,
         )
     measures = [column for column in table.columns if column.is_measure]

@@ -56,6 +56,12 @@ class Column:
     comment: str = ""
 
     @property
+    def target(self) -> tuple[str, str] | None:
+        """Table and column that its foreign key names, or None."""
+        table, dot, column = (self.references or "").rpartition(".")
+        return (table, column) if dot else None
+
+    @property
     def is_text(self) -> bool:
         """Whether it is declared to hold text, or nothing at all."""
         return not self.type or any(word in self.type for word in ("CHAR", "TEXT", "CLOB"))

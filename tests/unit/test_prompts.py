@@ -9,6 +9,7 @@ from hexgen_sglang.text2sql.examples import derive_examples
 from hexgen_sglang.text2sql.introspection import read_schema
 from hexgen_sglang.text2sql.sample import make_sample_database, sample_questions
 from hexgen_sglang.text2sql.schema import Column, Schema, Table
+from hexgen_sglang.text2sql.source import Dialect
 from hexgen_sglang.text2sql.stages import STRATEGIES
 
 OTHER = Schema((Table("pet", (Column("pet_id", "INTEGER", is_key=True), Column("name", "TEXT"))),))
@@ -59,6 +60,23 @@ def test_the_database_part_tells_all_tables_keys_and_categories(schema: Schema) 
     assert "station.district_id = district.district_id\n" not in text
     assert "bike.kind: 'city', 'electric', 'cargo'\n" in text
     assert text.endswith(";\n")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "expected"),
+    [
+        (Dialect.SQLITE, 'line."order" = "order".item_id\n'),
+        (Dialect.POSTGRESQL, 'line."order" = "order".item_id\n'),
+        (Dialect.MYSQL, "`line`.`order` = `order`.`item_id`\n"),
+    ],
+)
+def test_keys_are_written_as_the_dialect_writes_names(dialect: Dialect, expected: str) -> None:
+    order = Table("order", (Column("item_id", "INTEGER", is_key=True), Column("name", "TEXT")))
+    line = Table("line", (Column("order", "INTEGER", references="order.item_id"),))
+    schema = Schema((order, line), dialect)
+    assert expected in prompts.database_part(schema, derive_examples(schema))
+    [join] = [one.sql for one in derive_examples(schema) if "JOIN" in one.sql]
+    assert expected.strip() in join
 
 
 def test_a_long_question_is_cut_and_kept_on_one_line() -> None:

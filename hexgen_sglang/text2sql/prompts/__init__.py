@@ -46,9 +46,10 @@ def database_part(schema: Schema, examples: Sequence[Example]) -> str:
         "database",
         tables=_within(schema, MAX_SCHEMA_CHARS),
         keys=[
-            f"{path} = {column.references}"
+            f"{path} = {quoted(table, schema.dialect)}.{quoted(key, schema.dialect)}"
             for path, column in _columns(schema)
-            if column.references is not None and not _is_obvious(column)
+            for table, key in ([column.target] if column.target else [])
+            if key.lower() != column.name.lower()  # or the name says so
         ],
         comments=_comments(schema)[:_MAX_COMMENT_LINES],
         values=[
@@ -90,11 +91,6 @@ def table_line(table: Table, dialect: Dialect = Dialect.SQLITE) -> str:
 def one_line(text: str, max_chars: int) -> str:
     """The text with all white space as single blanks, and not longer than that."""
     return " ".join(text.split())[:max_chars]
-
-
-def _is_obvious(column: Column) -> bool:
-    """Whether the column is named like the key it points at, so that nobody has to be told."""
-    return (column.references or "").rpartition(".")[2].lower() == column.name.lower()
 
 
 def _columns(schema: Schema) -> Iterator[tuple[str, Column]]:

@@ -97,6 +97,31 @@ async def test_a_question_is_a_workflow_whose_stages_are_told(
     assert len(record["requests"]) == len(seen)
 
 
+async def test_a_near_deadline_is_for_the_fallback_model(
+    make_worker: MakeWorker, make_front: MakeFront, bikes: Path
+) -> None:
+    worker = await make_worker(says=writing(COUNT), models=["stand-in", "small"])
+    table = ask_table(bikes, fallback_model="small")
+    front = await make_front(worker, extension=ask_page, ask=table)
+
+    async def slowly() -> None:
+        while True:
+            worker.gate.clear()
+            await asyncio.sleep(0.4)
+            worker.gate.set()
+            await asyncio.sleep(0)
+
+    slow = asyncio.create_task(slowly())
+    try:
+        for deadline_s, model in ((60.0, "stand-in"), (0.3, "small")):
+            worker.seen.clear()
+            events = await ask(front, deadline_s=deadline_s)
+            assert events[-1][1]["outcome"] == "rows"
+            assert {body["model"] for body in worker.seen} == {model}
+    finally:
+        slow.cancel()
+
+
 async def test_the_page_needs_no_key_and_what_it_shows_does(
     make_worker: MakeWorker, make_front: MakeFront, bikes: Path, tmp_path: Path
 ) -> None:
