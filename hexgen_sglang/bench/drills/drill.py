@@ -6,9 +6,10 @@ Runs in the drill's event loop. What is broken is the caller's (`faults`) to say
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -218,3 +219,34 @@ class Drill:
             )
 
         await until(is_quiet, _SETTLE_S, "requests are left in the coordinator's counts")
+
+
+@contextlib.asynccontextmanager
+async def under_load(
+    stage: Stage,
+    name: str,
+    load: Callable[[Drill], None],
+    *,
+    waiting: int = 0,
+    may_fail: bool = False,
+    forgets: bool = False,
+    timeout_s: float = 120.0,
+) -> AsyncIterator[Drill]:
+    """The frame of a drill: its block begins with the fault, and behind it all calls are judged.
+
+    Args:
+        stage: shared by the drills.
+        name: of the drill.
+        load: sends what keeps the workers busy.
+        waiting: requests that wait in the central queue when the fault comes.
+        may_fail: a request may end in a clear error.
+        forgets: as of `Drill.finish`.
+        timeout_s: for the calls to end, after the block.
+    """
+    drill = Drill(stage, name)
+    load(drill)
+    await drill.until_busy(waiting=waiting)
+    drill.fault()
+    yield drill
+    report = await drill.finish(timeout_s, forgets=forgets)
+    drill.expect(may_fail or report.errors == 0, "a request ended in an error")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 import msgspec
 
-from hexgen_sglang.bench.drills.drill import Drill, DrillReport
+from hexgen_sglang.bench.drills.drill import Drill, DrillReport, under_load
 from hexgen_sglang.bench.drills.forwarder import Forwarder, LinkState
 from hexgen_sglang.bench.drills.namespaces import LossyNamespace, why_not_here
 from hexgen_sglang.bench.drills.stage import Stage
@@ -34,16 +35,14 @@ async def lossy_network(stage: Stage) -> DrillReport:
     async with _apart(stage) as namespace:
         for name in stage.workers:
             await stage.until_ready(name)
-        drill = Drill(stage, _NAME)
-        drill.burst(10, count=40)
-        await drill.until_busy()
-        drill.fault()
-        report = await drill.finish(300.0)
-        report.facts["packets_lost"] = namespace.num_lost
-        report.facts["packets_passed"] = namespace.num_passed
+        load = partial(Drill.burst, number=10, count=40)
+        async with under_load(stage, _NAME, load, may_fail=True, timeout_s=300.0) as drill:
+            pass  # the fault has been there from the start
+        drill.report.facts["packets_lost"] = namespace.num_lost
+        drill.report.facts["packets_passed"] = namespace.num_passed
     for name in stage.workers:
         await stage.until_ready(name)
-    return report
+    return drill.report
 
 
 @contextlib.asynccontextmanager

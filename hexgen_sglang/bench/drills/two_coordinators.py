@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import msgspec
 
-from hexgen_sglang.bench.drills.drill import Drill, DrillReport
+from hexgen_sglang.bench.drills.drill import Drill, DrillReport, under_load
 from hexgen_sglang.bench.drills.stage import Stage, until
 from hexgen_sglang.cluster.coordinator import CoordinatorSpec
 from hexgen_sglang.cluster.ports import fetch_json, free_port
@@ -26,27 +26,28 @@ _SENT_AGAIN_S = 60.0
 
 async def kill_one_of_two(stage: Stage) -> DrillReport:
     """`kill -9` of one; recovery: until the last call that was sent again hears of an answer."""
-    drill = Drill(stage, "one of two coordinators killed")
     async with _pair(stage) as urls:
-        drill.callers.urls = urls
-        drill.burst(24, again_s=_SENT_AGAIN_S)
-        await drill.until_busy()
-        drill.fault()
-        await asyncio.to_thread(stage.processes[_NAMES[1]].kill)
-        drill.burst(6, count=20, again_s=_SENT_AGAIN_S)
-        await drill.callers.finish(120.0)
-        again = [call for call in drill.callers.calls if call.retries]
-        heard = [min([*call.event_s, call.ended_s or 0.0]) for call in again]
-        drill.report.recovery_s = drill.after_fault_s(max(heard)) if heard else None
-        drill.report.facts["sent_again"] = len(again)
-        report = await drill.finish(forgets=True)
+
+        def load(drill: Drill) -> None:
+            drill.callers.urls = urls
+            drill.burst(24, again_s=_SENT_AGAIN_S)
+
+        name = "one of two coordinators killed"
+        async with under_load(stage, name, load, may_fail=True, forgets=True) as drill:
+            await asyncio.to_thread(stage.processes[_NAMES[1]].kill)
+            drill.burst(6, count=20, again_s=_SENT_AGAIN_S)
+            await drill.callers.finish(120.0)
+            again = [call for call in drill.callers.calls if call.retries]
+            heard = [min([*call.event_s, call.ended_s or 0.0]) for call in again]
+            drill.report.recovery_s = drill.after_fault_s(max(heard)) if heard else None
+            drill.report.facts["sent_again"] = len(again)
         told = {call.error for call in drill.callers.calls if call.error}
         drill.expect(bool(again), "no call was hit")
         drill.expect(
             all("lost after the first byte" in error for error in told),
             "a request ended in another error than that its coordinator was lost",
         )
-    return report
+    return drill.report
 
 
 @contextlib.asynccontextmanager
