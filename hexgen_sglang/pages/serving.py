@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Mapping
-from importlib.resources.abc import Traversable
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -22,6 +21,7 @@ from hexgen_sglang.coordinator.receiving import admitted
 from hexgen_sglang.coordinator.service import Coordinator
 from hexgen_sglang.core.errors import HexgenError
 
+_PARTS = ("head.html", "page.html")
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 CONTENT_SECURITY_POLICY = "; ".join(
     [
@@ -51,16 +51,20 @@ class PageFiles:
     """The files of one page, read once.
 
     Args:
-        package: whose folder `assets` holds them; those that all pages share come along.
+        package: whose folder `assets` holds them; those that all pages share come along. Its
+            `page.html` begins inside the head, behind what `head.html` says for all.
     """
 
     def __init__(self, package: str) -> None:
         folders = [importlib.resources.files(name) / "assets" for name in (__package__, package)]
-        self._files = {one.name: _answer(one) for folder in folders for one in folder.iterdir()}
+        files = [one for folder in folders for one in folder.iterdir()]
+        self._files = {one.name: _answer(one.name, one.read_bytes()) for one in files}
+        parts = [(folder / name).read_bytes() for folder, name in zip(folders, _PARTS, strict=True)]
+        self._page = _answer("page.html", b"".join(parts))
 
     async def page(self, request: Request) -> Response:
         """The page itself."""
-        return self._files["page.html"]
+        return self._page
 
     async def asset(self, request: Request) -> Response:
         """The file that the path names."""
@@ -68,8 +72,8 @@ class PageFiles:
         return found or refusal(ApiError(404, "no such file"))
 
 
-def _answer(file: Traversable) -> Response:
-    return Response(file.read_bytes(), 200, HEADERS, _TYPES[file.name.rpartition(".")[2]])
+def _answer(name: str, body: bytes) -> Response:
+    return Response(body, 200, HEADERS, _TYPES[name.rpartition(".")[2]])
 
 
 def admit(coordinator: Coordinator, headers: Mapping[str, str], roles: tuple[Role, ...]) -> Caller:
