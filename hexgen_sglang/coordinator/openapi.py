@@ -246,7 +246,7 @@ def _control(bodies: dict[str, dict[str, Any]]) -> dict[str, Any]:
                 answers=told,
             ),
             "delete": _operation(
-                "Cancel a workflow and its requests",
+                "Cancel a workflow and its requests; what became of it can still be asked",
                 parameters=[workflow],
                 answers=_with(workflow_id=_TEXT, num_cancelled=_COUNT),
             ),
