@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hexgen_sglang.core.accelerator import at_time_scale
 from hexgen_sglang.core.accelerator_toml import profile_from_toml
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.core.worker import StepCosts
@@ -31,7 +32,7 @@ def stated_costs(folder: Path, time_scale: float = 1.0) -> dict[str, StepCosts]:
         profile = profile_from_toml(text, str(path))
         if profile.name in found:
             raise ConfigError(f"{path}: name={profile.name!r}: another profile has it, too")
-        found[profile.name] = profile_costs(profile, time_scale)
+        found[profile.name] = profile_costs(at_time_scale(profile, time_scale))
     if not found:
         raise ConfigError(
             f"accelerators={str(folder)!r}: must be a folder with accelerator profiles (*.toml)"

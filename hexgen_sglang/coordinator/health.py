@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from hexgen_sglang.coordinator.live_request import AttemptFailed
 from hexgen_sglang.coordinator.worker import Worker
 from hexgen_sglang.coordinator.worker_client import WorkerClient
 from hexgen_sglang.core.worker import WorkerState
+from hexgen_sglang.protocol.emulation import STATE_FIELD
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +123,7 @@ class HealthWatch:
                 await self._read_models(worker)
             if worker.needs_full_check or not is_urgent:
                 await self._client.get(f"{worker.url}/health", self._timeout_s)
-            if not worker.sglang_version or worker.kv_capacity_tokens is None:
+            if not is_up or worker.time_scale is None or worker.kv_capacity_tokens is None:
                 await self._read_server_info(worker)
         except AttemptFailed as failure:
             self._take_failure(worker, failure)
@@ -160,7 +162,10 @@ class HealthWatch:
         worker.model_cards = cards
 
     async def _read_server_info(self, worker: Worker) -> None:
-        """Version and limits of a worker without our plugin; what it does not tell stays None."""
+        """How fast it emulates, and version and limits of a worker without our link.
+
+        What it does not tell stays None.
+        """
         try:
             info = await self._client.get_json(f"{worker.url}/server_info", _QUICK_TIMEOUT_S)
         except AttemptFailed as failure:
@@ -173,6 +178,7 @@ class HealthWatch:
         num_ranks = _count(info.get("dp_size")) or 1
         running = _count(_get(state, "effective_max_running_requests_per_dp"))
         capacity = _count(info.get("max_total_num_tokens"))
+        worker.time_scale = _time_scale(state)
         worker.sglang_version = worker.sglang_version or str(info.get("version", ""))[:64]
         if worker.max_running_requests is None and running is not None:
             worker.max_running_requests = running * num_ranks
@@ -182,6 +188,16 @@ class HealthWatch:
 
 def _get(row: Any, name: str) -> Any:
     return row.get(name) if isinstance(row, dict) else None
+
+
+def _time_scale(state: Any) -> float | None:
+    """As an emulated accelerator states it; 1 where there is none."""
+    emulation = _get(state, STATE_FIELD)
+    if emulation is None:
+        return 1.0
+    told = _get(emulation, "time_scale")
+    is_number = isinstance(told, int | float) and not isinstance(told, bool)
+    return float(told) if is_number and 0 < told < math.inf else None
 
 
 def _count(value: object) -> int | None:

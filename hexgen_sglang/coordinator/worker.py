@@ -91,6 +91,8 @@ class Worker:
         max_in_flight: the operator's limit; None: the engine's.
         models: names it serves; empty until the first successful probe.
         model_cards: its `/v1/models` entries, by name.
+        time_scale: emulated seconds in a real one, 1 for a real accelerator; None while it has
+            not told.
         linked: its plugin is connected.
         keeps_prefixes, prewarms: its plugin said so over this link.
         incarnation: of the linked process; "" when never linked.
@@ -122,6 +124,7 @@ class Worker:
     ordering: str = ""
     max_running_requests: int | None = None
     kv_capacity_tokens: int | None = None
+    time_scale: float | None = None
     linked: bool = False
     keeps_prefixes: bool = False
     prewarms: bool = False

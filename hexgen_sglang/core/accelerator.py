@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Generic, TypeVar
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 T = TypeVar("T")
 Text = Annotated[str, Meta(min_length=3, max_length=600)]
@@ -173,6 +173,36 @@ class AcceleratorProfile(Struct, frozen=True, forbid_unknown_fields=True):
                 f"prefill.chunk_tokens={self.prefill.chunk_tokens.value}: must be at most "
                 f"capacity.kv_tokens={self.capacity.kv_tokens.value}"
             )
+
+
+def at_time_scale(profile: AcceleratorProfile, time_scale: float) -> AcceleratorProfile:
+    """The profile of a worker that emulates it faster, in the seconds of whoever watches it.
+
+    `time_scale`: the profile's seconds in one of the watcher's, above 0. Nothing but step times
+    changes; the price stays one of the profile's hours.
+    """
+    if time_scale == 1:
+        return profile
+
+    def scaled(seconds: Sourced[float]) -> Sourced[float]:
+        return structs.replace(seconds, value=seconds.value / time_scale)
+
+    prefill, decode = profile.prefill, profile.decode
+    return structs.replace(
+        profile,
+        prefill=structs.replace(
+            prefill,
+            base_s=scaled(prefill.base_s),
+            per_token_s=scaled(prefill.per_token_s),
+            per_token_per_1k_context_s=scaled(prefill.per_token_per_1k_context_s),
+        ),
+        decode=structs.replace(
+            decode,
+            base_s=scaled(decode.base_s),
+            per_request_s=scaled(decode.per_request_s),
+            per_1k_context_tokens_s=scaled(decode.per_1k_context_tokens_s),
+        ),
+    )
 
 
 def attended_tokens(num_uncached: int, num_cached: int) -> float:

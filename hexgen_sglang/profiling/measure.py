@@ -19,6 +19,7 @@ import aiohttp
 
 from hexgen_sglang.core.errors import WorkerUnavailableError
 from hexgen_sglang.profiling.samples import DecodeSample, PrefillSample, WorkerFacts
+from hexgen_sglang.protocol.emulation import STATE_FIELD
 
 # Ids that every vocabulary has, and that no tokenizer of ours or of a Llama uses for control.
 _FIRST_ID, _LAST_ID = 10, 249
@@ -97,7 +98,7 @@ class WorkerProbe:
                 max_running_requests=int(state["effective_max_running_requests_per_dp"]),
                 context_tokens=int(info["max_req_input_len"]),
                 tensor_parallel=int(info["tp_size"]),
-                time_scale=float(state.get("hexgen_emulation", {}).get("time_scale", 1.0)),
+                time_scale=float(state.get(STATE_FIELD, {}).get("time_scale", 1.0)),
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise WorkerUnavailableError(

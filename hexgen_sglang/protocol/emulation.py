@@ -1,10 +1,17 @@
-"""What a caller may tell an emulated accelerator about one request, inside `custom_params`."""
+"""What an emulated accelerator tells, and what a caller may tell it about one request.
+
+The first stands among the internal states of `GET /server_info`, the second in `custom_params`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from hexgen_sglang.core.errors import ProtocolError
+
+# Where the emulated accelerator's summary stands; its `time_scale` is the emulated seconds in one
+# real second.
+STATE_FIELD = "hexgen_emulation"
 
 # The emulated model never ends an answer by itself. With this parameter it says "end of text"
 # as that output token, so that `max_new_tokens` can be the caller's limit as on a real model,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hexgen_sglang.plugin.emulation.accelerator import this_accelerator
-
-STATE_FIELD = "hexgen_emulation"
+from hexgen_sglang.protocol.emulation import STATE_FIELD
 
 
 def after_idle(result: None, scheduler: Any) -> None:

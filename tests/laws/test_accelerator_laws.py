@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +16,7 @@ from hexgen_sglang.core.accelerator import (
     PrefillCost,
     Price,
     Sourced,
+    at_time_scale,
     decode_s,
     mixed_s,
     prefill_s,
@@ -113,3 +116,22 @@ def test_a_longer_answer_never_takes_less_time(
 @given(profiles)
 def test_a_profile_survives_its_file(profile: AcceleratorProfile) -> None:
     assert profile_from_toml(profile_to_toml(profile), "again") == profile
+
+
+@given(profiles, st.floats(0.01, 1_000), st.integers(1, 20_000), st.integers(1, 2_000))
+def test_a_time_scale_divides_every_second(
+    profile: AcceleratorProfile, time_scale: float, prompt: int, output: int
+) -> None:
+    fast = at_time_scale(profile, time_scale)
+    usual_s = request_s(profile, prompt, output)
+    assert math.isclose(request_s(fast, prompt, output) * time_scale, usual_s, rel_tol=1e-9)
+    assert math.isclose(
+        mixed_s(fast, [(300, 40)], 7, 9_000) * time_scale,
+        mixed_s(profile, [(300, 40)], 7, 9_000),
+        rel_tol=1e-9,
+    )
+    assert (fast.capacity, fast.price, fast.jitter) == (
+        profile.capacity,
+        profile.price,
+        profile.jitter,
+    )

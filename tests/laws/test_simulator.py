@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hexgen_sglang.bench.systems import parse_system
-from hexgen_sglang.core.accelerator import AcceleratorProfile
+from hexgen_sglang.core.accelerator import AcceleratorProfile, at_time_scale
 from hexgen_sglang.core.accelerator_toml import profile_from_toml
 from hexgen_sglang.results.schema import RunFacts
 from hexgen_sglang.sim.engine import Engine, Prefill
@@ -184,3 +184,23 @@ def test_equal_seeds_give_equal_bytes_under_any_hash_seed() -> None:
         )
         seen.add(done.stdout)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("system", ["fcfs+round_robin", "lpm+round_robin"])
+def test_workers_that_emulate_faster_are_faster_by_just_that(system: str) -> None:
+    """The time scale is a power of two: nothing is rounded, so that no decision falls otherwise."""
+    scale = 4.0
+    usual, fast = profiles("a100", "a6000"), profiles("a100", "a6000")
+    fast = [at_time_scale(profile, scale) for profile in fast]
+    trace = load_trace("synthetic:40:3")
+    slow_load = WorkloadSettings(rate_per_s=0.5, num_workflows=30)
+    fast_load = WorkloadSettings(rate_per_s=0.5 * scale, num_workflows=30)
+    slow_run = simulate(parse_system(system), build_workload(trace, slow_load, usual), usual).run
+    fast_run = simulate(parse_system(system), build_workload(trace, fast_load, fast), fast).run
+    assert sum(one.e2e_s for one in slow_run.workflows) > 30 * 10
+    assert [one.e2e_s for one in fast_run.workflows] == pytest.approx(
+        [one.e2e_s / scale for one in slow_run.workflows], rel=1e-9
+    )
+    assert [one.budget_s for one in fast_run.workflows] == pytest.approx(
+        [(one.budget_s or 0.0) / scale for one in slow_run.workflows]
+    )

@@ -76,16 +76,16 @@ def _usual_s(costs: StepCosts) -> float:
     return costs.prefill_s(500, 2_000) + 200 * costs.decode_s(1, 2_600)
 
 
-def profile_costs(profile: AcceleratorProfile, time_scale: float = 1.0) -> StepCosts:
-    """A profile's step costs; `time_scale`: its seconds in one of ours, above 0."""
+def profile_costs(profile: AcceleratorProfile) -> StepCosts:
+    """A profile's step costs."""
     prefill, decode = profile.prefill, profile.decode
     repeated = decode.repeated_read_frac
     return StepCosts(
-        prefill.base_s.value / time_scale,
-        prefill.per_token_s.value / time_scale,
-        prefill.per_token_per_1k_context_s.value / 1_000 / time_scale,
-        decode.base_s.value / time_scale,
-        decode.per_request_s.value / time_scale,
-        decode.per_1k_context_tokens_s.value / 1_000 / time_scale,
+        prefill.base_s.value,
+        prefill.per_token_s.value,
+        prefill.per_token_per_1k_context_s.value / 1_000,
+        decode.base_s.value,
+        decode.per_request_s.value,
+        decode.per_1k_context_tokens_s.value / 1_000,
         1.0 if repeated is None else repeated.value,
     )
