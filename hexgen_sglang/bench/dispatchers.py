@@ -130,7 +130,9 @@ def coordinator_config(
         binding=system.binding.value,
         working_set=base.working_set if system.working_set is None else system.working_set,
         ordering=ordering,
-        ordering_settings=scaled_settings(ORDERING, ordering, {}, time_scale),
+        ordering_settings=scaled_settings(
+            ORDERING, ordering, dict(system.engine.ordering_settings), time_scale
+        ),
         # The driver's limits are the true lengths; no policy may learn them.
         trust_output_limits=False,
         max_queued=1_000_000,

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from hexgen_sglang.bench.scaling import scaled_settings
 from hexgen_sglang.bench.systems import Engine
 from hexgen_sglang.cluster.config import ClusterConfig, WorkerRow, worker_specs
 from hexgen_sglang.cluster.ports import free_port
@@ -195,9 +196,10 @@ class Engines:
                 flags += ["--hexgen-prewarm", str(self.engine.prewarm_share)]
         if self.engine.ordering:
             flags += ["--hexgen-hold-prefixes", "on" if self.engine.holds_prefixes else "off"]
-            slack_s = ORDERING.defaults(self.engine.ordering).get("best_effort_slack_s")
-            if slack_s is not None:
-                flags += ["--hexgen-best-effort-slack", str(slack_s / self._time_scale)]
+            own = dict(self.engine.ordering_settings)
+            settings = scaled_settings(ORDERING, self.engine.ordering, own, self._time_scale)
+            if "best_effort_slack_s" in settings:
+                flags += ["--hexgen-best-effort-slack", str(settings["best_effort_slack_s"])]
         return dataclasses.replace(spec, flags=(*flags, *spec.flags))
 
     def _step_log(self, name: str) -> Path:

@@ -7,10 +7,10 @@ A name has one of these forms; settings in brackets, separated by ";", are optio
     coordinator:DISPATCH[k=v;...]+ENGINE    our coordinator in front of them
 
 ENGINE is how an engine orders its queue: fcfs, lpm, hrrn, priority (SGLang's own code), or
-hexgen (our plugin; hexgen[ordering=NAME] for another ordering than least_slack, hold=off to
-compute prefixes that are being computed already, retain=SHARE to keep prefixes between stages in
-that share of the KV memory, prewarm=SHARE to compute a next stage's known prefix ahead, with that
-share for what is not used yet). POLICY is
+hexgen (our plugin; hexgen[ordering=NAME] for another ordering than least_slack, with its numeric
+settings, hold=off to compute prefixes that are being computed already, retain=SHARE to keep
+prefixes between stages in that share of the KV memory, prewarm=SHARE to compute a next stage's
+known prefix ahead, with that share for what is not used yet). POLICY is
 round_robin, power_of_two or cache_aware. DISPATCH is a name of our registry with its numeric
 settings; `binding=early` sends each request at once, as the published dispatch policies do,
 `binding=late` keeps it in the coordinator until a worker has room, and a workflow's first until
@@ -23,7 +23,8 @@ reports, as in front of stock SGLang.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from hexgen_sglang.core.errors import ConfigError
@@ -89,6 +90,8 @@ class Engine:
         retained_share: of the KV memory, for the prefixes of workflows between two stages and
             for templates; 0: none are kept. Only behind a linked coordinator.
         prewarm_share: of it, for prefixes computed ahead and not used yet; 0: none are. Likewise.
+        ordering_settings: of our ordering policy, by name, in real terms (not time-scaled);
+            without those that are the policy's defaults.
     """
 
     policy: str
@@ -96,6 +99,7 @@ class Engine:
     holds_prefixes: bool = False
     retained_share: float = 0.0
     prewarm_share: float = 0.0
+    ordering_settings: tuple[tuple[str, float], ...] = ()
 
     @property
     def schedule_policy(self) -> str:
@@ -112,10 +116,27 @@ class Engine:
         """Short name for messages, logs and folders."""
         if not self.ordering:
             return self.policy
-        name = f"{self.policy}-{self.ordering}" + ("" if self.holds_prefixes else "-no-hold")
+        name = f"{self.policy}-{self.ordering}"
+        name += "".join(f"-{key}-{value:g}" for key, value in self.ordering_settings)
+        name += "" if self.holds_prefixes else "-no-hold"
         if self.retained_share:
             name += f"-retain-{self.retained_share:g}"
         return f"{name}-prewarm-{self.prewarm_share:g}" if self.prewarm_share else name
+
+    @property
+    def text(self) -> str:
+        """As a system's name states it."""
+        parts = []
+        if self.ordering not in ("", DEFAULT_ORDERING):
+            parts.append(f"ordering={self.ordering}")
+        parts += [f"{name}={value:.10g}" for name, value in self.ordering_settings]
+        if self.ordering and not self.holds_prefixes:
+            parts.append("hold=off")
+        if self.retained_share:
+            parts.append(f"retain={self.retained_share:.10g}")
+        if self.prewarm_share:
+            parts.append(f"prewarm={self.prewarm_share:.10g}")
+        return self.policy + (f"[{';'.join(parts)}]" if parts else "")
 
     @property
     def needs_link(self) -> str:
@@ -219,12 +240,35 @@ def _engine(system: str, text: str) -> Engine:
     if hold not in ("on", "off"):
         raise ConfigError(f"system {system!r}: hold={hold}: must be on or off")
     retained = prewarmed = 0.0
+    own: dict[str, float] = {}
     if policy == "hexgen":
         retained = _share(system, "retain", settings.pop("retain", "0"))
         prewarmed = _share(system, "prewarm", settings.pop("prewarm", "0"))
+        known = [name for name in settings if name in ORDERING.defaults(ordering)]
+        own = _numbers(system, {name: settings.pop(name) for name in known})
     if settings:
         raise ConfigError(f"system {system!r}: engine {policy!r} has no {', '.join(settings)}")
-    return Engine(policy, ordering, hold == "on", retained, prewarmed)
+    engine = Engine(policy, ordering, hold == "on", retained, prewarmed)
+    try:
+        return with_ordering_settings(engine, own)
+    except ConfigError as error:
+        raise ConfigError(f"system {system!r}: {error}") from error
+
+
+def with_ordering_settings(engine: Engine, settings: Mapping[str, float]) -> Engine:
+    """The engine with these settings of its ordering policy, and the policy's for all others.
+
+    Raises:
+        ConfigError: there is no such setting, or the policy refuses its value.
+    """
+    if not settings:
+        return replace(engine, ordering_settings=())
+    if not engine.ordering:
+        raise ConfigError(f"{', '.join(settings)}: engine {engine.policy!r} has no such settings")
+    ORDERING.create(engine.ordering, **settings)
+    default = ORDERING.defaults(engine.ordering)
+    own = sorted((name, value) for name, value in settings.items() if value != default[name])
+    return replace(engine, ordering_settings=tuple(own))
 
 
 def _alone(system: str, engine: Engine) -> Engine:
@@ -259,16 +303,11 @@ def _with_coordinator(name: str, text: str, engine: Engine) -> System:
         raise ConfigError(f"system {name!r}: link={link}: must be on or off")
     if engine.needs_link and link == "off":
         raise ConfigError(f"system {name!r}: {engine.needs_link}: needs link=on")
-    settings: dict[str, float] = {}
-    for key, value in raw.items():
-        try:
-            settings[key] = float(value)
-        except ValueError as error:
-            raise ConfigError(f"system {name!r}: {key}={value!r}: must be a number") from error
+    settings = _numbers(name, raw)
     working_set = settings.pop("working_set", None)
-    if working_set is not None and not 0 <= working_set <= 1_000:
-        raise ConfigError(f"system {name!r}: working_set={working_set}: must be 0 to 1000")
     try:
+        if working_set is not None:
+            check_working_set(working_set)
         DISPATCH.create(dispatch, **settings)
     except ConfigError as error:
         raise ConfigError(f"system {name!r}: {error}") from error
@@ -282,6 +321,22 @@ def _with_coordinator(name: str, text: str, engine: Engine) -> System:
         link == "on",
         working_set,
     )
+
+
+def check_working_set(value: float) -> None:
+    """Raise ConfigError unless it is a coordinator's setting of that name."""
+    if not 0 <= value <= 1_000:
+        raise ConfigError(f"working_set={value}: must be 0 to 1000")
+
+
+def _numbers(system: str, raw: Mapping[str, str]) -> dict[str, float]:
+    numbers = {}
+    for key, value in raw.items():
+        try:
+            numbers[key] = float(value)
+        except ValueError as error:
+            raise ConfigError(f"system {system!r}: {key}={value!r}: must be a number") from error
+    return numbers
 
 
 def _split(system: str, text: str) -> tuple[str, dict[str, str]]:

@@ -33,7 +33,7 @@ COMMANDS = {
     "cluster": ("hexgen_sglang.cli.cluster", "Start and stop workers and coordinator together."),
     "plan": ("hexgen_sglang.cli.plan", "Find the cheapest mix of workers for a service level."),
     "simulate": ("hexgen_sglang.cli.simulate", "The bench's comparison in the simulator."),
-    "tune": ("hexgen_sglang.cli.tune", "Search a policy's settings on a simulated cluster."),
+    "tune": ("hexgen_sglang.cli.tune", "Search a system's settings on a simulated cluster."),
     "worker": ("hexgen_sglang.cli.worker", "Run one SGLang server with our scheduling policy."),
 }
 

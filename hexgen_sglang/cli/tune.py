@@ -1,4 +1,4 @@
-"""`hexgen-sglang tune`: search a policy's settings on a simulated cluster."""
+"""`hexgen-sglang tune`: search a system's settings on a simulated cluster."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def command(
     ] = "90%",
     search: Annotated[
         list[str] | None,
-        typer.Option(help="name, name=low:high or name=low:high:log; default: every setting."),
+        typer.Option(
+            help="name, name=low:high or name=low:high:log; the name: of a dispatch setting, "
+            "working_set, or ordering.NAME for the engines' and the queue's; default: all."
+        ),
     ] = None,
     workflows: Annotated[int, typer.Option(help="Workflows of each run.", min=1)] = 200,
     seeds: Annotated[int, typer.Option(help="Most runs of a candidate.", min=2)] = 8,
@@ -65,7 +68,7 @@ def command(
     jobs: Annotated[int | None, typer.Option(help="Processes; default: all cores.", min=1)] = None,
     json: Annotated[Path | None, typer.Option(help="Write the result here.")] = None,
 ) -> None:
-    """Find the best settings of a system's dispatch policy by simulation.
+    """Find the best settings of a system by simulation: dispatch, working set, ordering.
 
     Candidates run on the same seeds; losers stop early. Gains are over the settings in the
     system's name (else the policy's defaults), with intervals that hold for all candidates.

@@ -201,7 +201,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
             hosts of `[[workers]]`. While it is empty, a worker that proved a CURVE key over
             the link may name any host but link-local, multicast and unspecified addresses.
         log_level: of the coordinator's own log lines.
-        tuning: search of better dispatch settings on recent traffic.
+        tuning: search of better settings on recent traffic.
         ask: the page `/ask`, for questions over databases.
         dashboard: there is a page `/dashboard`.
         tracing: OpenTelemetry traces.

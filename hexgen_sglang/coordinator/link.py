@@ -22,6 +22,7 @@ from hexgen_sglang.protocol.messages import (
     Hello,
     HelloWanted,
     Load,
+    OrderingSet,
     Rejected,
     RequestFinished,
     StageFinished,
@@ -77,6 +78,10 @@ class LinkObserver(Protocol):
 
     def on_features(self, worker_id: str, message: Features) -> None:
         """What the worker does beyond the first version of the link."""
+        ...
+
+    def on_ordering_set(self, worker_id: str, message: OrderingSet) -> None:
+        """What became of a `PolicySettings` that was sent to the worker."""
         ...
 
     def on_goodbye(self, worker_id: str, reason: str) -> None:
@@ -193,6 +198,8 @@ class CoordinatorLink:
                 self._observer.on_step_times(worker_id, message)
             case Features():
                 self._observer.on_features(worker_id, message)
+            case OrderingSet():
+                self._observer.on_ordering_set(worker_id, message)
             case Goodbye():
                 self._forget(registration)
                 self._observer.on_goodbye(worker_id, message.reason)

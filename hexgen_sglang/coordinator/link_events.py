@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from hexgen_sglang.coordinator.config import check_worker_url
+from hexgen_sglang.coordinator.engine_ordering import EngineOrdering
 from hexgen_sglang.coordinator.estimates import Estimates
 from hexgen_sglang.coordinator.http_errors import ApiError
 from hexgen_sglang.coordinator.worker import Worker
@@ -22,6 +23,7 @@ from hexgen_sglang.protocol.messages import (
     Features,
     Hello,
     Load,
+    OrderingSet,
     Rejected,
     RequestFinished,
     StageFinished,
@@ -39,6 +41,7 @@ class LinkEvents:
         is_authenticated: peers proved who they are with keys, so they may name more hosts.
         on_load: told after each load report.
         on_finished: told of each request that a worker says has ended.
+        engines: told who is linked, and what workers answer; None: nothing is changed in them.
         clock: monotonic seconds.
     """
 
@@ -52,6 +55,7 @@ class LinkEvents:
         is_authenticated: bool,
         on_load: Callable[[], None],
         on_finished: Callable[[str, RequestFinished], None] = lambda worker_id, message: None,
+        engines: EngineOrdering | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._directory = directory
@@ -62,6 +66,7 @@ class LinkEvents:
         self._is_authenticated = is_authenticated
         self._on_load = on_load
         self._on_finished = on_finished
+        self._engines = engines
         self._clock = clock
 
     def on_hello(self, hello: Hello) -> Welcome | Rejected:
@@ -80,6 +85,8 @@ class LinkEvents:
         worker.kv_capacity_tokens = hello.kv_capacity_tokens or worker.kv_capacity_tokens
         log.info("worker %s: linked (%s)", worker.worker_id, hello.url)
         self._directory.wake(worker)
+        if self._engines is not None:
+            self._engines.welcomed(worker)
         return self._welcome
 
     def on_restart(self, worker_id: str) -> None:
@@ -128,6 +135,11 @@ class LinkEvents:
         if worker is not None:
             worker.keeps_prefixes = message.keeps_prefixes
             worker.prewarms = message.prewarms
+
+    def on_ordering_set(self, worker_id: str, message: OrderingSet) -> None:
+        """Keep what the worker's engine made of its settings."""
+        if self._engines is not None:
+            self._engines.answered(worker_id, message)
 
     def on_goodbye(self, worker_id: str, reason: str) -> None:
         """Send nothing new there; SGLang ends what it has before it leaves."""

@@ -163,6 +163,19 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        self.tuning_setting = Gauge(
+            "hexgen_tuning_setting",
+            "Value in force of each setting that the tuner knows.",
+            ["setting"],
+            registry=registry,
+        )
+        self.tuning_engines = Gauge(
+            "hexgen_tuning_engines",
+            "Workers by what became of tuned ordering settings: applied, sent, refused, unreached, "
+            "unlinked or other.",
+            ["standing"],
+            registry=registry,
+        )
         self.workflows = Counter(
             "hexgen_workflows",
             "Workflows that ended: met, missed, best_effort or cancelled.",
@@ -313,6 +326,13 @@ class Metrics:
                 self.estimate_error.labels(estimate, workflow_type).set(error.absolute_frac)
                 self.estimate_bias.labels(estimate, workflow_type).set(error.bias_frac)
         self._bring_up(self.reports_refused, num_refused_reports)
+
+    def set_tuning(self, settings: Mapping[str, float], standings: Mapping[str, int]) -> None:
+        """Show the settings in force, and how many engines stand where."""
+        for name, value in settings.items():
+            self.tuning_setting.labels(name).set(value)
+        for standing, count in standings.items():
+            self.tuning_engines.labels(standing).set(count)
 
     def set_demoted(self, num_demoted: int) -> None:
         """Bring the number of workflows that stood back up to date."""

@@ -135,6 +135,13 @@ class CentralQueue:
         elif self._demotion is not None:
             self._demotion.look(request)
 
+    def use(self, ordering: OrderingPolicy) -> None:
+        """Rank by another policy from now on, what waits included."""
+        self._ordering = ordering
+        waiting = [request for entries in self._rows.values() for _, request in entries]
+        for request in waiting:
+            self.reorder(request)
+
     def advance(self) -> None:
         """Rank anew what can no longer meet its deadline by now, and what has stood back enough."""
         if self._demotion is not None:

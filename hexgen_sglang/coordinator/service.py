@@ -24,6 +24,7 @@ from hexgen_sglang.coordinator.config import CoordinatorFile
 from hexgen_sglang.coordinator.deadline_gate import DeadlineGate
 from hexgen_sglang.coordinator.demotion import Demotion
 from hexgen_sglang.coordinator.dispatcher import Dispatcher, with_deadline
+from hexgen_sglang.coordinator.engine_ordering import EngineOrdering
 from hexgen_sglang.coordinator.estimates import Estimates
 from hexgen_sglang.coordinator.exchange import Exchanges
 from hexgen_sglang.coordinator.health import HealthWatch
@@ -42,7 +43,8 @@ from hexgen_sglang.coordinator.prewarmer import Prewarmer, messages_of, token_id
 from hexgen_sglang.coordinator.queue import CentralQueue
 from hexgen_sglang.coordinator.tenant_shares import TenantShares
 from hexgen_sglang.coordinator.tracing_config import TracingConfig
-from hexgen_sglang.coordinator.tuning import AdjustablePolicy, Tuning
+from hexgen_sglang.coordinator.tuned_settings import AdjustablePolicy, TunedSettings
+from hexgen_sglang.coordinator.tuning import Tuning, crew_of
 from hexgen_sglang.coordinator.warming import Warmer, read_templates
 from hexgen_sglang.coordinator.worker import RoomRules, Worker
 from hexgen_sglang.coordinator.worker_client import WorkerClient
@@ -115,12 +117,6 @@ class Coordinator:
         )
         estimates.exact = directory.exact_match
         policy = AdjustablePolicy(config.dispatch, config.dispatch_settings)
-        self.tuning = Tuning(
-            config,
-            policy,
-            lambda: tuple(worker.hardware for worker in directory.ready()),
-            metrics,
-        )
         templates = () if config.warm is None else read_templates(Path(config.warm))
         client = WorkerClient(config.connect_timeout_s)
         rules = RoomRules(
@@ -135,14 +131,9 @@ class Coordinator:
         self._warmer = Warmer(templates, client, estimates, metrics.template_ended)
         directory.on_ready = self._warmer.ready
         shares = _tenant_shares(settings)
+        working_set = WorkingSet(config.working_set if config.binding == "late" else 0.0, shares)
         dispatcher = Dispatcher(
-            policy,
-            config.dispatch,
-            directory.ready,
-            estimates,
-            rules,
-            metrics,
-            WorkingSet(config.working_set if config.binding == "late" else 0.0, shares),
+            policy, config.dispatch, directory.ready, estimates, rules, metrics, working_set
         )
         self.demotion = Demotion(
             config.demotion_ageing, time.monotonic, caution=config.demotion_caution
@@ -157,6 +148,18 @@ class Coordinator:
             shares,
         )
         dispatcher.serve(queue)
+        # Coordinators before the same engines would each want other settings of them.
+        self._engines = None
+        if end is not None and not settings.peers:
+            self._engines = EngineOrdering(directory.workers.values, self._send_to)
+        tell = None if self._engines is None else self._engines.use
+        self.tuning = Tuning(
+            config,
+            TunedSettings(config, policy, working_set, queue, tell, self._kick),
+            self._engines,
+            lambda: crew_of(directory.ready()),
+            metrics,
+        )
         self.parts = Parts(
             config=config,
             queue=queue,
@@ -310,6 +313,7 @@ class Coordinator:
         parts.metrics.set_demoted(self.demotion.num_demoted)
         parts.metrics.lasting.set(parts.tracker.num_lasting)
         parts.metrics.api_keys_stale.set(self.keys_are_stale)
+        self.tuning.show()
         estimates = parts.estimates
         parts.metrics.set_estimates(estimates.stages.errors, estimates.num_refused_reports)
         for worker in parts.directory.workers.values():
@@ -332,6 +336,10 @@ class Coordinator:
         for worker_id in sorted(holders):
             if not await self._link.send_to(worker_id, message):
                 log.info("worker %s: not told of %s", worker_id, type(message).__name__)
+
+    async def _send_to(self, worker_id: str, message: CoordinatorMessage) -> bool:
+        """Whether a message was handed over to a linked worker."""
+        return self._link is not None and await self._link.send_to(worker_id, message)
 
     def _put_off(self, request: QueuedRequest) -> None:
         """Tell the engine that holds the request by which deadline it orders it now."""
@@ -403,6 +411,7 @@ class Coordinator:
             is_authenticated=config.keys is not None,
             on_load=self._kick,
             on_finished=self.placements.reported,
+            engines=self._engines,
         )
 
     def _drained(self, worker: Worker) -> None:

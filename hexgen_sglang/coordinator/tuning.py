@@ -13,18 +13,27 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from hexgen_sglang.coordinator.config import CoordinatorConfig
+from hexgen_sglang.coordinator.engine_ordering import EngineOrdering
 from hexgen_sglang.coordinator.metrics import Metrics
-from hexgen_sglang.coordinator.tuning_messages import Crew, Said, Start, ToTuner, from_tuner, line
+from hexgen_sglang.coordinator.tuned_settings import TunedSettings
+from hexgen_sglang.coordinator.tuning_messages import (
+    Crew,
+    CrewMember,
+    Said,
+    Start,
+    ToTuner,
+    from_tuner,
+    line,
+)
+from hexgen_sglang.coordinator.worker import Worker
 from hexgen_sglang.coordinator.workflows import Outcome, RequestRecord, Workflow
 from hexgen_sglang.core.errors import ConfigError
-from hexgen_sglang.core.request import RequestView
-from hexgen_sglang.policies.dispatch import DISPATCH, Candidate, DispatchPolicy, Price
 from hexgen_sglang.protocol.observed import (
     MAX_REQUESTS,
     MAX_TOKENS,
@@ -43,54 +52,14 @@ _MAX_LINE_BYTES = 65_536
 _MAX_UNREAD_BYTES = 4_194_304
 
 
-class AdjustablePolicy:
-    """A dispatch policy whose settings can change between two decisions.
-
-    What else a dispatcher reads of a policy does not depend on settings and is passed on.
-    """
-
-    def __init__(self, name: str, settings: dict[str, float]) -> None:
-        self._name = name
-        self._policy: DispatchPolicy = DISPATCH.create(name, **settings)
-        self.settings: dict[str, float] = {**DISPATCH.defaults(name), **settings}
-
-    def pick(self, request: RequestView, candidates: Sequence[Candidate]) -> str | None:
-        """As the policy under the settings in force."""
-        return self._policy.pick(request, candidates)
-
-    @property
-    def price_terms(self) -> tuple[str, ...]:
-        """As of the policy."""
-        return self._policy.price_terms
-
-    @property
-    def prices(self) -> tuple[Price, ...]:
-        """As of the policy under the settings in force."""
-        return self._policy.prices
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._policy, name)
-
-    def adjust(self, settings: dict[str, float]) -> None:
-        """Use other values for some settings from now on; the policy's state begins anew.
-
-        Raises:
-            ConfigError: the policy refuses them; nothing changes.
-        """
-        merged = {**self.settings, **settings}
-        self._policy = DISPATCH.create(self._name, **merged)
-        self.settings = merged
-
-
 class Tuning:
     """One tuner process at a time, and what it said.
 
     Args:
         config: the coordinator's; `config.tuning` says how to tune.
-        policy: what is adjusted.
-        hardware: of every worker that takes requests now.
+        tuned: what is changed.
+        engines: what the engines were told of it; None where they are left alone.
+        crew: the workers that take requests now.
         metrics: told of every message.
         clock: monotonic seconds.
     """
@@ -98,20 +67,22 @@ class Tuning:
     def __init__(
         self,
         config: CoordinatorConfig,
-        policy: AdjustablePolicy,
-        hardware: Callable[[], tuple[str, ...]],
+        tuned: TunedSettings,
+        engines: EngineOrdering | None,
+        crew: Callable[[], tuple[CrewMember, ...]],
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
-        self._policy = policy
-        self._hardware = hardware
+        self._tuned = tuned
+        self._engines = engines
+        self._find_crew = crew
         self._metrics = metrics
         self._clock = clock
         self._recent: deque[ObservedWorkflow] = deque(maxlen=config.tuning.window_workflows)
         self._said: deque[tuple[float, Said]] = deque(maxlen=_MAX_SAID)
         self._counts: dict[str, int] = {}
-        self._crew: tuple[str, ...] = ()
+        self._crew: tuple[CrewMember, ...] = ()
         self._process: asyncio.subprocess.Process | None = None
         self.num_dropped = 0
 
@@ -150,6 +121,12 @@ class Tuning:
         finally:
             await self._stop()
 
+    def show(self) -> None:
+        """Bring the metrics of what is in force up to date."""
+        if self.is_on:
+            standings = {} if self._engines is None else self._engines.counts()
+            self._metrics.set_tuning(self._tuned.in_force(), standings)
+
     def report(self) -> dict[str, Any]:
         """Body of `GET /tuning`."""
         now_s = self._clock()
@@ -158,7 +135,8 @@ class Tuning:
             "objective": self._config.tuning.objective,
             "is_down": self.is_down,
             "dispatch": self._config.dispatch,
-            "settings": self._policy.settings,
+            "settings": self._tuned.in_force(),
+            "engines": None if self._engines is None else self._engines.report(),
             "num_workflows": len(self._recent),
             "num_dropped": self.num_dropped,
             "counts": self._counts,
@@ -178,7 +156,16 @@ class Tuning:
         self._process = process
         config = self._config
         self._crew = ()
-        self._tell(Start(config.tuning, config.dispatch, config.binding, self._policy.settings))
+        self._tell(
+            Start(
+                config.tuning,
+                config.dispatch,
+                config.binding,
+                self._tuned.in_force(),
+                self._tuned.ordering,
+                engines_told=self._engines is not None and self._engines.wanted is not None,
+            )
+        )
         self._tell_crew()
         for observed in self._recent:
             self._tell(observed)
@@ -204,15 +191,15 @@ class Tuning:
         if said.kind not in ("apply", "return"):
             return
         try:
-            self._policy.adjust(said.settings)
+            self._tuned.change(said.settings)
         except ConfigError:
-            log.exception("tuner wants settings that the policy refuses; they are not used")
+            log.exception("tuner wants settings that are refused; they are not used")
 
     def _tell_crew(self) -> None:
-        hardware = tuple(sorted(self._hardware()))
-        if hardware != self._crew:
-            self._crew = hardware
-            self._tell(Crew(hardware))
+        crew = self._find_crew()
+        if crew != self._crew:
+            self._crew = crew
+            self._tell(Crew(crew))
 
     def _tell(self, message: ToTuner) -> None:
         """Send unless the tuner has stopped reading; never waits."""
@@ -238,6 +225,12 @@ class Tuning:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+def crew_of(workers: Iterable[Worker]) -> tuple[CrewMember, ...]:
+    """The workers as the tuner sees them, in an order that does not depend on theirs."""
+    members = [CrewMember(worker.hardware, worker.time_scale) for worker in workers]
+    return tuple(sorted(members, key=lambda one: (one.hardware, one.time_scale or 0.0)))
 
 
 def observed_workflow(workflow: Workflow) -> ObservedWorkflow | None:

@@ -14,21 +14,26 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
 class TuningConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Search better dispatch settings on recent traffic, in a process of its own.
+    """Search better settings on recent traffic, in a process of its own.
+
+    Those of the dispatch policy, the working set, and, where workers are linked and this
+    coordinator is the only one, those of the ordering policy, in the central queue and in the
+    engines.
 
     Attributes:
         mode: "off"; "advise": log and show what would be better; "auto": use it, too.
         profiles: accelerator profile (a file) by hardware name of the workers; a worker whose
-            hardware has none makes a search impossible, which is said.
-        engine: how the engines order their queues, as in the bench's system names, such as
-            "hexgen" or "lpm".
+            hardware has none makes a search impossible, which is said. Workers that emulate
+            tell by themselves how fast.
+        engine: how the engines order their queues, as they were started, as in the bench's system
+            names, such as "hexgen", "hexgen[best_effort_slack_s=20]" or "lpm".
         objective: what is made better.
         every_s: from the end of a search to the next.
         window_workflows: newest ended workflows that are replayed, at most.
         window_s: workflows that arrived longer than this before the newest are not replayed.
         min_workflows: with fewer there is no search.
         candidates, seeds, workflows: settings tried, most runs of each, workflows of a run.
-        processes: of the search; all at the lowest priority.
+        processes: of the search; all take only time that no other process wants.
         min_gain: least gain worth a change: 0.05 is 5 % for latencies and 5 percentage points
             for attainment; else in the objective's unit.
         cool_down_s: least time between two changes.

@@ -15,24 +15,45 @@ from hexgen_sglang.coordinator.tuning_config import TuningConfig
 from hexgen_sglang.protocol.observed import ObservedWorkflow
 from hexgen_sglang.protocol.tag import Name
 
+# Names of settings that are not the dispatch policy's: the working set, and before the names of
+# the ordering policy's.
+WORKING_SET = "working_set"
+ORDERING_PREFIX = "ordering."
+
 Options = Annotated[dict[str, float], Meta(max_length=64)]
 # "keep": nothing better; "advice": better, not used; "apply", "return": use these settings.
 Kind = Literal["keep", "advice", "apply", "return", "failed"]
 
 
 class Start(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="start"):
-    """What is tuned. `settings`: the dispatch policy's that are in force now."""
+    """What is tuned.
+
+    Attributes:
+        settings: in force now, of everything that can be changed; no other one is searched.
+        ordering: the central queue's policy.
+        engines_told: engines stand at the ordering settings in force; else they are as they were
+            started, which `tuning.engine` states.
+    """
 
     tuning: TuningConfig
     dispatch: Name
     binding: Literal["late", "early"]
     settings: Options
+    ordering: Name = "fcfs"
+    engines_told: bool = False
+
+
+class CrewMember(Struct, frozen=True, forbid_unknown_fields=True):
+    """A worker: its hardware, and the profile's seconds in one of ours; None: it has not told."""
+
+    hardware: str
+    time_scale: Annotated[float, Meta(gt=0)] | None
 
 
 class Crew(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="crew"):
-    """Hardware of every worker that takes requests; one entry for each."""
+    """Every worker that takes requests, in order."""
 
-    hardware: Annotated[tuple[str, ...], Meta(max_length=4_096)]
+    members: Annotated[tuple[CrewMember, ...], Meta(max_length=4_096)]
 
 
 class Said(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

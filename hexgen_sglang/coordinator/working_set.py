@@ -30,10 +30,13 @@ class WorkingSet:
             shared nothing; 0: no limit.
         shares: of this memory, a tenant may take its own whatever others hold; None: all are
             taken for one tenant.
+
+    Attributes:
+        limit: as given; it may be changed to another one above 0, if it was above 0.
     """
 
     def __init__(self, limit: float, shares: TenantShares | None = None) -> None:
-        self._limit = limit
+        self.limit = limit
         self._shares = shares
         self._begun: dict[str, dict[str, Workflow]] = {}
         self._usual: BoundedTable[str, RunningMean] = BoundedTable(RunningMean, _MAX_TYPES)
@@ -50,13 +53,13 @@ class WorkingSet:
             kv_capacity_tokens: of the lane's workers together; None while one's is not known.
             now_s: the present instant.
         """
-        if workflow.has_begun or not workflow.is_tagged or not self._limit:
+        if workflow.has_begun or not workflow.is_tagged or not self.limit:
             return True
         held = self._held_tokens(lane, now_s)
         usual = self._usual.get(workflow.workflow_type)
         if usual is None or kv_capacity_tokens is None:
             return True  # none of its type has ended, or nobody knows the memory
-        most = self._limit * kv_capacity_tokens
+        most = self.limit * kv_capacity_tokens
         if sum(held.values()) + usual.mean <= most:
             return True
         if self._shares is None:
@@ -67,7 +70,7 @@ class WorkingSet:
 
     def note_placed(self, workflow: Workflow, lane: str, num_tokens: int) -> None:
         """A request of `num_tokens`, prompt and expected output, went to a worker."""
-        if not workflow.is_tagged or not self._limit:
+        if not workflow.is_tagged or not self.limit:
             return
         workflow.has_begun = True
         workflow.context_tokens = max(workflow.context_tokens, num_tokens)

@@ -61,14 +61,14 @@ class CommandCounter:
         self.num_applied = 0
         self.num_refused = 0
 
-    def apply(self, command: QueueCommand, order: QueueOrder | None) -> None:
+    def apply(self, command: QueueCommand, order: QueueOrder | None) -> str:
         """Change the order of the queue; a command that cannot be applied changes nothing.
 
-        `order` is None where SGLang's own policy orders the queue.
+        `order` is None where SGLang's own policy orders the queue. Returns why it was not
+        applied, "" when it was.
         """
         if order is None:
-            self._refuse(command, "this server's --schedule-policy is not hexgen")
-            return
+            return self._refuse(command, "this server's --schedule-policy is not hexgen")
         try:
             if isinstance(command, SetDeadline):
                 order.reprioritise(
@@ -81,10 +81,11 @@ class CommandCounter:
                 order.use(command.ordering, dict(command.settings))
                 logger.info("hexgen: the queue is ordered by %s now", command.ordering)
         except ConfigError as error:
-            self._refuse(command, str(error))
-            return
+            return self._refuse(command, str(error))
         self.num_applied += 1
+        return ""
 
-    def _refuse(self, command: QueueCommand, reason: str) -> None:
+    def _refuse(self, command: QueueCommand, reason: str) -> str:
         self.num_refused += 1
         logger.warning("hexgen: %s has no effect: %s", type(command).__name__, reason)
+        return reason

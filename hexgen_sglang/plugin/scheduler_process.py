@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hexgen_sglang import __version__
-from hexgen_sglang.plugin.commands import CommandCounter, QueueCommand, queue_command
+from hexgen_sglang.plugin.commands import (
+    CommandCounter,
+    QueueCommand,
+    SetOrdering,
+    queue_command,
+)
 from hexgen_sglang.plugin.config import PluginConfig
 from hexgen_sglang.plugin.ordering import QueueOrder
 from hexgen_sglang.plugin.prefix_hold import PrefixHold
@@ -178,7 +183,9 @@ class SchedulerProcess:
         rest = []
         for message in messages:
             if isinstance(message, QueueCommand):
-                self.commands.apply(message, self.order)
+                refusal = self.commands.apply(message, self.order)
+                if telemetry is not None and isinstance(message, SetOrdering):
+                    telemetry.ordering_set(message.ordering, dict(message.settings), refusal)
             else:
                 rest.append(message)
         return rest

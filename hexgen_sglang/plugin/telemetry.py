@@ -18,6 +18,7 @@ from hexgen_sglang.protocol.messages import (
     Cancel,
     CoordinatorMessage,
     Load,
+    OrderingSet,
     RequestFinished,
     StageFinished,
     StepTimes,
@@ -26,6 +27,7 @@ from hexgen_sglang.protocol.messages import (
 
 MAX_LIVE_REQUESTS = 65_536
 MAX_REQUEST_ID = 128
+MAX_REFUSAL = 512
 MIN_LOAD_INTERVAL_S = 0.05
 
 
@@ -172,6 +174,10 @@ class Telemetry:
         """Report what steps cost; None: nothing is due."""
         if times is not None:
             self._agent.report(times)
+
+    def ordering_set(self, ordering: str, settings: dict[str, float], refusal: str) -> None:
+        """Report that the queue is ordered so from now on, or why it is not."""
+        self._agent.report(OrderingSet(ordering, settings, refusal[:MAX_REFUSAL]))
 
     def take_commands(self) -> list[CoordinatorMessage]:
         """What the coordinator asked for since the last call; usually nothing."""

@@ -27,6 +27,7 @@ Count = Annotated[int, Meta(ge=0, le=2**40)]
 DurationMs = Annotated[float, Meta(ge=0, le=604_800_000)]
 StepSeconds = Annotated[float, Meta(ge=0, le=60)]
 TokenSeconds = Annotated[float, Meta(ge=0, le=1)]
+OrderingSettings = Annotated[dict[Name, float], Meta(max_length=64)]
 # Of a prefix that is computed ahead, in all and in one message.
 MAX_PREWARMED_TOKENS = 131_072
 TOKENS_IN_A_PART = 3_072
@@ -129,6 +130,18 @@ class Features(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="featur
     prewarms: bool = False
 
 
+class OrderingSet(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="ordering_set"):
+    """Worker -> coordinator: what became of a `PolicySettings`, with what that asked for.
+
+    `refusal`: why the queue is ordered as before; "" where it is ordered as asked. Workers of
+    before this message do not send it; a coordinator that does not know it skips it.
+    """
+
+    ordering: Name
+    settings: OrderingSettings
+    refusal: Text = ""
+
+
 class Goodbye(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="goodbye"):
     """Worker -> coordinator: the worker shuts down in order."""
 
@@ -189,7 +202,7 @@ class PolicySettings(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="
     """Coordinator -> worker: use this ordering policy with these settings from now on."""
 
     ordering: Name
-    settings: Annotated[dict[Name, float], Meta(max_length=64)]
+    settings: OrderingSettings
 
 
 class Retain(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="retain"):
@@ -228,7 +241,9 @@ class Prewarm(LinkMessage, frozen=True, forbid_unknown_fields=True, tag="prewarm
     token_ids: Annotated[bytes, Meta(max_length=4 * TOKENS_IN_A_PART)] = b""
 
 
-WorkerMessage = Hello | Load | RequestFinished | StageFinished | StepTimes | Features | Goodbye
+WorkerMessage = (
+    Hello | Load | RequestFinished | StageFinished | StepTimes | Features | OrderingSet | Goodbye
+)
 CoordinatorMessage = (
     Welcome
     | Heartbeat

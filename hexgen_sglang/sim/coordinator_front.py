@@ -26,6 +26,7 @@ from hexgen_sglang.coordinator.prewarmer import Prewarmer
 from hexgen_sglang.coordinator.prompt import BLOCK_TOKENS, PromptShape
 from hexgen_sglang.coordinator.queue import CentralQueue
 from hexgen_sglang.coordinator.tenant_shares import TenantShares
+from hexgen_sglang.coordinator.tuned_settings import TunedSettings
 from hexgen_sglang.coordinator.usage import Usage
 from hexgen_sglang.coordinator.worker import RoomRules, Worker
 from hexgen_sglang.coordinator.workflows import Outcome, Workflow, WorkflowTracker
@@ -127,6 +128,9 @@ class CoordinatorFront:
         if config.tenant_shares == "stated":
             attained = AttainedService(half_life_s=config.tenant_half_life_s)
             self._shares = TenantShares(attained, events.clock)
+        working_set = WorkingSet(
+            config.working_set if config.binding == "late" else 0.0, self._shares
+        )
         self._dispatcher = Dispatcher(
             beside.begin(config, events),
             config.dispatch,
@@ -134,7 +138,7 @@ class CoordinatorFront:
             self._estimates,
             rules,
             _Silent(),
-            WorkingSet(config.working_set if config.binding == "late" else 0.0, self._shares),
+            working_set,
             clock=events.clock,
             soon=lambda action: _discard(events.at(events.now_s, DISPATCH, action)),
         )
@@ -151,6 +155,12 @@ class CoordinatorFront:
             self._shares,
         )
         self._dispatcher.serve(self._queue)
+        tell = self._tell_engines if linked else None
+        beside.serving(
+            lambda policy: TunedSettings(
+                config, policy, working_set, self._queue, tell, self._dispatcher.kick
+            )
+        )
         self._tracker = WorkflowTracker(
             self._estimates.stages,
             config.max_workflows,
@@ -252,6 +262,15 @@ class CoordinatorFront:
 
         if self._linked:
             self._events.at(self._events.now_s + self._delays.report_s, MESSAGE, arrive)
+
+    def _tell_engines(self, ordering: str, settings: dict[str, float]) -> None:
+        """The engines hear of other ordering settings; it arrives a little later."""
+
+        def arrive() -> None:
+            for engine in self._engines.values():
+                engine.use_ordering(ORDERING.create(ordering, **settings))
+
+        self._events.at(self._events.now_s + self._delays.report_s, MESSAGE, arrive)
 
     def first_token(self, request_id: str) -> None:
         """The first event of a stream."""

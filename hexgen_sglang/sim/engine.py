@@ -17,6 +17,7 @@ from hexgen_sglang.core.accelerator import AcceleratorProfile, prefill_s
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.policies.estimators import StepCostFit
+from hexgen_sglang.policies.ordering import OrderingPolicy
 from hexgen_sglang.policies.retention import PrefixesAhead, PrefixRetention
 from hexgen_sglang.protocol.messages import Load
 from hexgen_sglang.sim.admission import Admission, NewTokenRatio
@@ -24,7 +25,7 @@ from hexgen_sglang.sim.clock import STEP, Event, EventQueue
 from hexgen_sglang.sim.decode_run import DecodeRun
 from hexgen_sglang.sim.engine_request import EngineRequest
 from hexgen_sglang.sim.prefix_cache import PrefixCache, Segments, beginning
-from hexgen_sglang.sim.queue_order import QueueOrder, common_prefix, repeats
+from hexgen_sglang.sim.queue_order import PolicyOrder, QueueOrder, common_prefix, repeats
 
 _TOKEN = 1  # SGLang's page size, and what it reserves for rounding
 
@@ -216,6 +217,17 @@ class Engine:
             self._unseen.remove(request)
         self._on_change(self)
         return True
+
+    def use_ordering(self, policy: OrderingPolicy) -> None:
+        """Order the queue by another policy from the next step on, where the plugin orders it."""
+        if not isinstance(self._order, PolicyOrder):
+            return
+        self._order.policy = policy
+        chunked = () if self._chunked is None else (self._chunked,)
+        steps = [one for one in (self._step, self._next) if one is not None]
+        begun = [request for step in steps for request in self._live(step)]
+        for request in (*self.waiting, *self.running, *chunked, *begun):
+            request.order_key = None
 
     def load(self) -> Load:
         """What the worker's plugin would report now."""

@@ -94,17 +94,21 @@ class HighestResponseRatio:
 
 
 class PolicyOrder:
-    """The plugin's order, by a policy of the registry."""
+    """The plugin's order, by a policy of the registry.
+
+    Attributes:
+        policy: it; whoever changes it clears the keys that requests have.
+    """
 
     def __init__(self, policy: OrderingPolicy, holds_prefixes: bool) -> None:
-        self._policy = policy
+        self.policy = policy
         self.holds_prefixes = holds_prefixes
 
     def sort(self, queue: Queue, cache: PrefixCache, num_processed_tokens: int) -> None:
         """By the policy's key, which does not change while a request waits."""
         for request in queue:
             if request.order_key is None:
-                request.order_key = total_order_key(self._policy, request.view)
+                request.order_key = total_order_key(self.policy, request.view)
         queue.sort(key=_order_key)
 
 

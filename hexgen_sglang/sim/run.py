@@ -15,7 +15,6 @@ from hexgen_sglang.bench.systems import Place, System
 from hexgen_sglang.coordinator.config import CoordinatorConfig
 from hexgen_sglang.core.accelerator import AcceleratorProfile
 from hexgen_sglang.core.errors import ConfigError
-from hexgen_sglang.policies.ordering import ORDERING
 from hexgen_sglang.results import laws
 from hexgen_sglang.results.schema import RunFacts
 from hexgen_sglang.sim.beside import Beside, Nobody
@@ -102,7 +101,7 @@ class _Simulation:
         self._to_front_s = (1 - share) * host.back_s if share else 0.0
         self._replay = Replay(system.name, workload, self._events, host, share * host.to_engine_s)
         ordering = system.engine.ordering
-        order_settings = dict(ORDERING.defaults(ordering)) if ordering else {}
+        order_settings = dict(system.engine.ordering_settings)
         self._by_request: dict[str, Engine] = {}
         names = settings.worker_names or worker_names(profiles)
         self._engines = [

@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hexgen_sglang.coordinator.config import CoordinatorConfig
-from hexgen_sglang.coordinator.tuning import AdjustablePolicy, observed_workflow
+from hexgen_sglang.coordinator.tuned_settings import AdjustablePolicy, TunedSettings
+from hexgen_sglang.coordinator.tuning import observed_workflow
 from hexgen_sglang.coordinator.tuning_config import TuningConfig
-from hexgen_sglang.coordinator.tuning_messages import Crew, Said, Start
+from hexgen_sglang.coordinator.tuning_messages import Crew, CrewMember, Said, Start
 from hexgen_sglang.coordinator.workflows import Workflow
 from hexgen_sglang.policies.dispatch import DispatchPolicy
+from hexgen_sglang.sim.beside import SettingsOf
 from hexgen_sglang.sim.clock import MESSAGE, EventQueue
 from hexgen_sglang.tuner.shadow import Shadow
 
@@ -37,7 +39,9 @@ class SimulatedTuner:
     search_s: float = 10.0
     said: list[tuple[float, Said]] = field(default_factory=list)
     _shadow: Shadow | None = field(default=None, init=False)
+    _config: CoordinatorConfig | None = field(default=None, init=False)
     _policy: AdjustablePolicy | None = field(default=None, init=False)
+    _tuned: TunedSettings | None = field(default=None, init=False)
     _events: EventQueue | None = field(default=None, init=False)
     _num_ended: int = field(default=0, init=False)
 
@@ -47,15 +51,25 @@ class SimulatedTuner:
         return sum(said.kind in ("apply", "return") for _, said in self.said)
 
     def begin(self, config: CoordinatorConfig, events: EventQueue) -> DispatchPolicy:
-        """A policy whose settings can change, and the first search in a while."""
-        policy = AdjustablePolicy(config.dispatch, config.dispatch_settings)
-        if self.tuning.mode != "off":
-            self._policy, self._events = policy, events
-            start = Start(self.tuning, config.dispatch, config.binding, policy.settings)
-            self._shadow = Shadow(start)
-            self._shadow.take(Crew(self.hardware))
-            events.at(events.now_s + self.tuning.every_s, MESSAGE, self._search)
-        return policy
+        """A policy whose settings can change."""
+        self._config, self._events = config, events
+        self._policy = AdjustablePolicy(config.dispatch, config.dispatch_settings)
+        return self._policy
+
+    def serving(self, settings_of: SettingsOf) -> None:
+        """What is changed with the policy; the first search comes in a while."""
+        if self.tuning.mode == "off":
+            return
+        assert self._config is not None
+        assert self._policy is not None
+        assert self._events is not None
+        config, events = self._config, self._events
+        tuned = self._tuned = settings_of(self._policy)
+        self._shadow = Shadow(
+            Start(self.tuning, config.dispatch, config.binding, tuned.in_force(), tuned.ordering)
+        )
+        self._shadow.take(Crew(tuple(CrewMember(name, 1.0) for name in self.hardware)))
+        events.at(events.now_s + self.tuning.every_s, MESSAGE, self._search)
 
     def ended(self, workflow: Workflow) -> None:
         """The window takes it in; a change that it condemns is taken back."""
@@ -80,8 +94,8 @@ class SimulatedTuner:
         """Keep what was said, and do it."""
         if said is None:
             return
-        assert self._policy is not None
+        assert self._tuned is not None
         assert self._events is not None
         self.said.append((self._events.now_s, said))
         if said.kind in ("apply", "return"):
-            self._policy.adjust(said.settings)
+            self._tuned.change(said.settings)

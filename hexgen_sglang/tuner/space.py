@@ -1,7 +1,12 @@
-"""Which settings of a dispatch policy are searched, over which ranges, and which points.
+"""Which settings of a system are searched, over which ranges, and which points.
 
-Settings and defaults come from the registry of policies; ranges are declared here and can be
-replaced on the command line. Pure and without randomness: equal spaces give equal points.
+A setting has the name that the system's name gives it: those of the dispatch policy their own,
+the coordinator's working set `working_set`, and those of the ordering policy, by which engines
+and central queue order alike, `ordering.` before their own. What an engine takes only when it is
+started (which ordering, `hold`, `retain`, `prewarm`) is none of them, since a running one could
+not be given it. Settings and defaults come from the registries of policies; ranges are declared
+here and can be replaced on the command line. Pure and without randomness: equal spaces give
+equal points.
 """
 
 from __future__ import annotations
@@ -10,9 +15,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hexgen_sglang.bench.systems import SHORT_NAMES, Place, System
+from hexgen_sglang.bench.systems import (
+    Binding,
+    Place,
+    System,
+    check_working_set,
+    with_ordering_settings,
+)
+from hexgen_sglang.coordinator.config import CoordinatorConfig
+from hexgen_sglang.coordinator.tuning_messages import ORDERING_PREFIX, WORKING_SET
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.policies.dispatch import DISPATCH
+from hexgen_sglang.policies.ordering import ORDERING
 
 Settings = dict[str, float]
 
@@ -49,7 +63,7 @@ class Range:
 
 
 # (dispatch policy, setting) -> what is worth searching. A setting that is not here is searched
-# by `_around` its default, within what the policy accepts.
+# by `_around` what the system has, within what the policy accepts.
 RANGES: dict[tuple[str, str], Range] = {
     ("paper", "alpha"): Range(0.0, 0.9),
     ("least_load", "barrier_s"): Range(0.1, 30.0, is_log=True),
@@ -70,6 +84,8 @@ RANGES: dict[tuple[str, str], Range] = {
     ("earliest_completion", "tie_s"): Range(0.001, 1.0, is_log=True),
 }
 
+# Half the memory for contexts of workflows in progress, to four times as many as fit unshared.
+_WORKING_SETS = Range(0.5, 4.0, is_log=True)
 # They only fill in until a first request of the kind has ended; searched when asked for.
 _PREFIX_OF_UNKNOWN = "default_"
 # `may_wait` is a choice of two that a running dispatcher cannot change.
@@ -78,12 +94,13 @@ _FACTOR = 4.0
 
 
 def search_space(system: System, wanted: Iterable[str]) -> dict[str, Range]:
-    """The settings of the system's dispatch policy to search, with their ranges.
+    """The settings of the system to search, with their ranges.
 
     Args:
         system: behind a coordinator.
         wanted: `name`, `name=low:high` or `name=low:high:log`, each name once. None given:
-            every setting but those that only stand in for what is not known yet.
+            every setting but those that only stand in for what is not known yet, a working
+            set without limit, and what is 0 and has no declared range.
 
     Raises:
         ConfigError: the system has nothing to search, a name is unknown or there twice, or a
@@ -93,31 +110,51 @@ def search_space(system: System, wanted: Iterable[str]) -> dict[str, Range]:
         raise ConfigError(
             f"system {system.name!r}: only a coordinator's dispatch policy has settings to search"
         )
-    defaults = DISPATCH.defaults(system.dispatch)
+    known = known_settings(system)
     asked = list(wanted)
-    names = [text.partition("=")[0] for text in asked]
-    for name in names:
-        if name not in defaults:
-            known = ", ".join(defaults) or "none"
-            raise ConfigError(f"search {name!r}: {system.dispatch!r} has the settings: {known}")
-        if names.count(name) > 1:
+    stated = [text.partition("=")[0] for text in asked]
+    for name in stated:
+        if name not in known:
+            names = ", ".join(known) or "none"
+            raise ConfigError(f"search {name!r}: {system.name!r} has the settings: {names}")
+        if stated.count(name) > 1:
             raise ConfigError(f"search {name!r}: is there twice")
     if not asked:
-        asked = [name for name in defaults if _is_searched(system.dispatch, name)]
+        asked = [name for name in known if _is_searched(system, name)]
     if not asked:
-        raise ConfigError(f"system {system.name!r}: {system.dispatch!r} has nothing to search")
-    return {text.partition("=")[0]: _range(system.dispatch, text) for text in asked}
+        raise ConfigError(f"system {system.name!r} has nothing to search")
+    return {text.partition("=")[0]: _range(system, text) for text in asked}
 
 
-def _is_searched(dispatch: str, name: str) -> bool:
-    return not name.startswith(_PREFIX_OF_UNKNOWN) and (dispatch, name) not in _UNSEARCHED
+def known_settings(system: System) -> Settings:
+    """Every setting that may be searched, by name, as the system has it.
+
+    What its name does not state is the policy's default, and the coordinator's for the working
+    set. There is none with early binding.
+    """
+    known = {**DISPATCH.defaults(system.dispatch), **system.settings}
+    if system.binding is Binding.LATE:
+        default = CoordinatorConfig().working_set
+        known[WORKING_SET] = default if system.working_set is None else system.working_set
+    engine = system.engine
+    if engine.ordering:
+        own = {**ORDERING.defaults(engine.ordering), **dict(engine.ordering_settings)}
+        known.update({ORDERING_PREFIX + name: value for name, value in own.items()})
+    return known
 
 
-def _range(dispatch: str, text: str) -> Range:
+def _is_searched(system: System, name: str) -> bool:
+    if name.startswith(_PREFIX_OF_UNKNOWN) or (system.dispatch, name) in _UNSEARCHED:
+        return False
+    return (system.dispatch, name) in RANGES or known_settings(system)[name] > 0
+
+
+def _range(system: System, text: str) -> Range:
     """The range that was asked for, else the declared one, else one around the default."""
     name, equals, values = text.partition("=")
     if not equals:
-        return RANGES.get((dispatch, name)) or _around(dispatch, name)
+        declared = _WORKING_SETS if name == WORKING_SET else RANGES.get((system.dispatch, name))
+        return declared or _around(system, name)
     parts = values.split(":")
     is_log = len(parts) == 3 and parts[2] == "log"
     try:
@@ -128,39 +165,38 @@ def _range(dispatch: str, text: str) -> Range:
         raise ConfigError(f"search {text!r}: must be name=low:high or name=low:high:log") from error
     for end in (found.low, found.high):
         try:
-            DISPATCH.create(dispatch, **{name: end})
+            with_settings(system, {name: end})
         except ConfigError as error:
             raise ConfigError(f"search {text!r}: {error}") from error
     return found
 
 
-def _around(dispatch: str, name: str) -> Range:
-    """A quarter of the default to four times it, as far as the policy accepts."""
-    default = DISPATCH.defaults(dispatch)[name]
-    if default <= 0:
+def _around(system: System, name: str) -> Range:
+    """A quarter of what the system has to four times it, as far as the policy accepts."""
+    present = known_settings(system)[name]
+    if present <= 0:
         raise ConfigError(
-            f"search {name!r}: its default {default:g} suggests no range; state one: "
-            f"{name}=low:high"
+            f"search {name!r}: its value {present:g} suggests no range; state one: {name}=low:high"
         )
-    ends = [default / _FACTOR, default * _FACTOR]
+    ends = [present / _FACTOR, present * _FACTOR]
     for index, end in enumerate(ends):
-        ends[index] = end if _accepts(dispatch, name, end) else default
+        ends[index] = end if _accepts(system, name, end) else present
     if ends[0] == ends[1]:
         raise ConfigError(f"search {name!r}: state a range: {name}=low:high")
     return Range(ends[0], ends[1], is_log=True)
 
 
-def _accepts(dispatch: str, name: str, value: float) -> bool:
+def _accepts(system: System, name: str, value: float) -> bool:
     try:
-        DISPATCH.create(dispatch, **{name: value})
+        with_settings(system, {name: value})
     except ConfigError:
         return False
     return True
 
 
 def default_settings(system: System, space: Mapping[str, Range]) -> Settings:
-    """What the searched settings are without a search: the system's own, else the policy's."""
-    known = {**DISPATCH.defaults(system.dispatch), **system.settings}
+    """What the searched settings are without a search."""
+    known = known_settings(system)
     return {name: known[name] for name in space}
 
 
@@ -227,23 +263,34 @@ def _is_prime(number: int) -> bool:
 
 
 def with_settings(system: System, settings: Settings) -> System:
-    """The system with other settings of its dispatch policy, named after them.
+    """The system with other settings, named after them.
 
     Raises:
-        ConfigError: the policy refuses them.
+        ConfigError: there is no such setting, or a policy refuses its value.
     """
-    merged = {**system.settings, **settings}
+    rest = dict(settings)
+    ordering = {
+        name.removeprefix(ORDERING_PREFIX): rest.pop(name)
+        for name in settings
+        if name.startswith(ORDERING_PREFIX)
+    }
+    working_set = rest.pop(WORKING_SET, system.working_set)
+    if working_set is not None:
+        check_working_set(working_set)
+    merged = {**system.settings, **rest}
     DISPATCH.create(system.dispatch, **merged)
-    return replace(system, name=system_name(system, merged), settings=merged)
+    engine = with_ordering_settings(
+        system.engine, {**dict(system.engine.ordering_settings), **ordering}
+    )
+    found = replace(system, engine=engine, settings=merged, working_set=working_set)
+    return replace(found, name=system_name(found))
 
 
-def system_name(system: System, settings: Mapping[str, float]) -> str:
-    """The long name that `parse_system` reads back as this system with these settings."""
-    parts = [f"{name}={value:.10g}" for name, value in sorted(settings.items())]
+def system_name(system: System) -> str:
+    """The long name that `parse_system` reads back as this system."""
+    parts = [f"{name}={value:.10g}" for name, value in sorted(system.settings.items())]
     parts.append(f"binding={system.binding}")
     parts.append(f"link={'on' if system.linked else 'off'}")
     if system.working_set is not None:
         parts.append(f"working_set={system.working_set:.10g}")
-    # The engine's part is kept as it was written.
-    engine = SHORT_NAMES.get(system.name, system.name).rpartition("+")[2]
-    return f"coordinator:{system.dispatch}[{';'.join(parts)}]+{engine}"
+    return f"coordinator:{system.dispatch}[{';'.join(parts)}]+{system.engine.text}"

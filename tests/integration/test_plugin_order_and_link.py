@@ -37,6 +37,7 @@ from hexgen_sglang.protocol.messages import (
     Hello,
     HelloWanted,
     Load,
+    OrderingSet,
     PolicySettings,
     Prewarm,
     Release,
@@ -478,6 +479,40 @@ def test_the_ordering_policy_can_be_switched_and_a_wrong_one_changes_nothing(
     assert [end.request_id for end in engine.ends(since, 3)] == ["running", "second", "first"]
     log = engine.processes["served"].log_path.read_text(errors="replace")
     assert "SetOrdering has no effect: ordering policy 'nonsense' is unknown" in log
+    answers = engine.coordinator.seen(OrderingSet)
+    assert [(one.ordering, bool(one.refusal)) for one in answers] == [
+        ("fcfs", False),
+        ("nonsense", True),
+        ("least_slack", False),
+    ]
+    assert "'nonsense' is unknown" in answers[1].refusal
+
+
+def test_the_settings_of_the_ordering_policy_can_be_changed_and_come_back(engine: Engine) -> None:
+    """Best effort ranks by its arrival and an assumed slack: with a small one it goes first."""
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("hurried", {"workflow_id": "hurried", "budget_ms": 10_000}),
+        ("patient", {"workflow_id": "patient"}),
+    ]
+
+    def order_of_ends() -> list[str]:
+        since = len(engine.coordinator.messages)
+        engine.occupy("running")
+        engine.queue(requests)
+        return [end.request_id for end in engine.ends(since, 3)]
+
+    num_answers = len(engine.coordinator.seen(OrderingSet))
+    try:
+        engine.coordinator.send(PolicySettings("least_slack", {"best_effort_slack_s": 0.5}))
+        engine.coordinator.send(PolicySettings("least_slack", {"best_effort_slack_s": -1.0}))
+        assert order_of_ends() == ["running", "patient", "hurried"]
+    finally:
+        engine.coordinator.send(PolicySettings("least_slack", {"best_effort_slack_s": 30.0}))
+    assert order_of_ends() == ["running", "hurried", "patient"]
+    changed, refused, back = engine.coordinator.seen(OrderingSet)[num_answers:]
+    assert changed == OrderingSet("least_slack", {"best_effort_slack_s": 0.5})
+    assert "best_effort_slack_s=-1.0" in refused.refusal
+    assert back == OrderingSet("least_slack", {"best_effort_slack_s": 30.0})
 
 
 def test_an_idle_engine_reports_that_it_is_idle(engine: Engine) -> None:

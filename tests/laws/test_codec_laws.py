@@ -28,6 +28,7 @@ from hexgen_sglang.protocol.messages import (
     Hello,
     HelloWanted,
     Load,
+    OrderingSet,
     PolicySettings,
     Prewarm,
     Rejected,
@@ -53,6 +54,7 @@ DURATIONS_MS = st.floats(0, 604_800_000)
 STEP_SECONDS = st.floats(0, 60)
 TOKEN_SECONDS = st.floats(0, 1)
 
+ORDERING_SETTINGS = st.dictionaries(NAMES, st.floats(allow_nan=False), max_size=64)
 WORKER_MESSAGES = st.one_of(
     st.builds(
         Hello,
@@ -90,6 +92,7 @@ WORKER_MESSAGES = st.one_of(
         *[COUNTS, COUNTS],
     ),
     st.builds(Features, st.booleans(), st.booleans()),
+    st.builds(OrderingSet, NAMES, ORDERING_SETTINGS, TEXTS),
     st.builds(Goodbye, TEXTS),
 )
 COORDINATOR_MESSAGES = st.one_of(
@@ -103,7 +106,7 @@ COORDINATOR_MESSAGES = st.one_of(
     st.builds(
         PolicySettings,
         NAMES,
-        st.dictionaries(NAMES, st.floats(allow_nan=False), max_size=64),
+        ORDERING_SETTINGS,
     ),
     st.builds(Retain, WORKFLOW_IDS, DURATIONS_MS),
     st.builds(Release, WORKFLOW_IDS),

@@ -43,6 +43,7 @@ class StandInWorker:
         echoes: errors repeat the request, as some engines do.
         redirects_to: every request is sent on to this URL; `redirected`: their paths.
         probed: health checks so far.
+        time_scale: as an emulated accelerator states it; None: it says nothing of one.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,7 @@ class StandInWorker:
         self.redirects_to = ""
         self.redirected: list[str] = []
         self.probed = 0
+        self.time_scale: float | None = None
         self.padding = 0
         self.num_written = 0
         self.url = ""
@@ -116,7 +118,9 @@ class StandInWorker:
         return web.json_response({"object": "list", "data": cards})
 
     async def _server_info(self, request: web.Request) -> web.Response:
-        state = {"effective_max_running_requests_per_dp": self.max_running}
+        state: dict[str, Any] = {"effective_max_running_requests_per_dp": self.max_running}
+        if self.time_scale is not None:
+            state["hexgen_emulation"] = {"time_scale": self.time_scale}
         return web.json_response(
             {"version": "0.0.1", "max_total_num_tokens": 100_000, "internal_states": [state]}
         )

@@ -16,6 +16,7 @@ from hexgen_sglang.protocol.messages import (
     Hello,
     HelloWanted,
     Load,
+    OrderingSet,
     PolicySettings,
     Rejected,
     Reprioritise,
@@ -143,6 +144,7 @@ def worker_messages(hello: Hello) -> list[Any]:
             aborted=False,
         ),
         StageFinished(workflow_id="flow", stage="draft", num_requests=3, siblings=4, e2e_ms=1.0),
+        OrderingSet("least_slack", {"best_effort_slack_s": 12.0}, "no"),
         Goodbye(reason="maintenance, naïve"),
     ]
 

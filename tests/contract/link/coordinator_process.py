@@ -51,6 +51,9 @@ class Teller:
     def on_features(self, worker_id, message):
         tell("features", message.keeps_prefixes)
 
+    def on_ordering_set(self, worker_id, message):
+        tell("ordering", message.refusal)
+
     def on_goodbye(self, worker_id, reason):
         tell("goodbye", worker_id, reason)
 

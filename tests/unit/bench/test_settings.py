@@ -61,6 +61,10 @@ def test_systems_decide_the_coordinators_policies() -> None:
         "tcp://127.0.0.1:5000",
     )
     assert not late.trust_output_limits
+    assert late.ordering_settings == {"best_effort_slack_s": 6.0}
+    eager = parse_system("coordinator:marginal_cost+hexgen[best_effort_slack_s=12]")
+    config = coordinator_config(eager, "tcp://127.0.0.1:5000", base, 5.0)
+    assert config.ordering_settings == {"best_effort_slack_s": 2.4}
     assert late.heartbeat_ms == 200
 
 
@@ -86,6 +90,9 @@ def test_workers_get_the_flags_of_the_comparison(tmp_path: Path) -> None:
         "--enable-metrics",
     ):
         assert flags in command
+    eager = Engine("hexgen", "least_slack", ordering_settings=(("best_effort_slack_s", 12.0),))
+    given = Engines(config, eager, 5.0, linked=True, folder=tmp_path)
+    assert "--hexgen-best-effort-slack 2.4" in " ".join(given.specs["w-0"].command())
     stock = Engines(config, Engine("priority"), 5.0, linked=False, folder=tmp_path)
     command = " ".join(stock.specs["w-0"].command())
     assert "--schedule-policy fcfs" in command

@@ -76,6 +76,28 @@ def test_orderings_of_the_plugin_are_different_engines() -> None:
     assert first.name == "hexgen-fcfs"
 
 
+def test_settings_of_the_ordering_are_the_engines() -> None:
+    eager = parse_system("coordinator:paper+hexgen[best_effort_slack_s=12.5;hold=off]").engine
+    assert eager.ordering_settings == (("best_effort_slack_s", 12.5),)
+    assert eager.name == "hexgen-least_slack-best_effort_slack_s-12.5-no-hold"
+    usual = parse_system("hexgen[best_effort_slack_s=30]+round_robin").engine
+    assert usual == parse_system("hexgen+round_robin").engine  # which can share running workers
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fcfs",
+        "hexgen",
+        "hexgen[ordering=fcfs]",
+        "hexgen[ordering=urgency;best_effort_slack_s=6.25;hold=off;retain=0.5;prewarm=0.25]",
+    ],
+)
+def test_an_engine_is_read_back_from_its_text(text: str) -> None:
+    engine = parse_system(f"coordinator:paper+{text}").engine
+    assert engine.text == text
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -93,6 +115,11 @@ def test_orderings_of_the_plugin_are_different_engines() -> None:
         ("hexgen[ordering=sideways]+round_robin", "least_slack"),
         ("coordinator:least_load[link=maybe]+fcfs", "on or off"),
         ("coordinator:least_load[x]+fcfs", "key=value"),
+        ("hexgen[best_effort_slack_s=soon]+round_robin", "best_effort_slack_s='soon'"),
+        ("hexgen[best_effort_slack_s=-1]+round_robin", "best_effort_slack_s=-1"),
+        ("hexgen[ordering=fcfs;best_effort_slack_s=1]+round_robin", "has no best_effort_slack_s"),
+        ("lpm[best_effort_slack_s=1]+round_robin", "has no best_effort_slack_s"),
+        ("coordinator:marginal_cost[working_set=-1]+fcfs", "working_set=-1.0: must be 0 to 1000"),
         ("coordinator:+fcfs", "must be a name"),
     ],
 )

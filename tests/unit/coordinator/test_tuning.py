@@ -15,19 +15,56 @@ from hexgen_sglang.coordinator.config import (
     load_config,
 )
 from hexgen_sglang.coordinator.metrics import Metrics
-from hexgen_sglang.coordinator.tuning import AdjustablePolicy, Tuning, observed_workflow
+from hexgen_sglang.coordinator.queue import CentralQueue
+from hexgen_sglang.coordinator.tuned_settings import AdjustablePolicy, TunedSettings
+from hexgen_sglang.coordinator.tuning import Tuning, crew_of, observed_workflow
 from hexgen_sglang.coordinator.tuning_config import Objective, TuningConfig
-from hexgen_sglang.coordinator.tuning_messages import Crew, Said, Start, from_tuner, line, to_tuner
+from hexgen_sglang.coordinator.tuning_messages import (
+    Crew,
+    CrewMember,
+    Said,
+    Start,
+    from_tuner,
+    line,
+    to_tuner,
+)
+from hexgen_sglang.coordinator.worker import Worker
 from hexgen_sglang.coordinator.workflows import Outcome, Workflow, WorkflowTracker
+from hexgen_sglang.coordinator.working_set import WorkingSet
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.core.worker import WorkerView
 from hexgen_sglang.policies.dispatch import Candidate
 from hexgen_sglang.policies.estimators import StageEstimates
+from hexgen_sglang.policies.ordering import ORDERING
 from hexgen_sglang.protocol.tag import WorkflowTag
 from hexgen_sglang.tuner.objective import OBJECTIVES
 
 TUNING = TuningConfig(mode="auto", profiles={"a100": "a100.toml"})
+PAPER = CoordinatorConfig(
+    dispatch="paper", dispatch_settings={"alpha": 0.4}, binding="early", tuning=TUNING
+)
+
+
+def tuned_settings(
+    config: CoordinatorConfig, policy: AdjustablePolicy | None = None
+) -> TunedSettings:
+    """Those of a coordinator whose workers have no link."""
+    return TunedSettings(
+        config,
+        policy or AdjustablePolicy(config.dispatch, config.dispatch_settings),
+        WorkingSet(0.0),
+        CentralQueue(ORDERING.create(config.ordering), 10, 1_000, lambda: 1.0),
+        None,
+        lambda: None,
+    )
+
+
+def tuner_of(config: CoordinatorConfig, metrics: Metrics | None = None) -> Tuning:
+    crew = (CrewMember("a100", 1.0),)
+    return Tuning(
+        config, tuned_settings(config), None, lambda: crew, metrics or Metrics(), lambda: 50.0
+    )
 
 
 def ended_workflow(outcome: Outcome = Outcome.COMPLETED, **counts: int | None) -> Workflow:
@@ -111,32 +148,42 @@ def test_policy_decides_under_its_new_settings_at_once() -> None:
 
 def test_what_the_tuner_says_is_used_counted_and_shown() -> None:
     metrics = Metrics()
-    policy = AdjustablePolicy("paper", {"alpha": 0.4})
-    config = CoordinatorConfig(dispatch="paper", tuning=TUNING)
-    tuning = Tuning(config, policy, lambda: ("a100",), metrics, lambda: 50.0)
+    tuning = tuner_of(PAPER, metrics)
     assert tuning.is_down
     for kind, alpha in (("advice", 0.9), ("keep", 0.8), ("apply", 0.2), ("failed", 0.7)):
         tuning.hear(Said(kind, {"alpha": alpha}, "because"))  # type: ignore[arg-type]
-    assert policy.settings["alpha"] == 0.2
+    assert tuning.report()["settings"]["alpha"] == 0.2
     tuning.hear(Said("return", {"alpha": 0.4}, "attainment fell"))
     report = tuning.report()
-    assert report["settings"]["alpha"] == policy.settings["alpha"] == 0.4
+    assert report["settings"]["alpha"] == 0.4
+    assert report["engines"] is None
     assert report["counts"] == dict.fromkeys(("advice", "keep", "apply", "failed", "return"), 1)
     assert [said["kind"] for said in report["said"]][-1] == "return"
-    assert b'hexgen_tuning_total{kind="apply"} 1.0' in metrics.exposition()
+    tuning.show()
+    shown = metrics.exposition()
+    assert b'hexgen_tuning_total{kind="apply"} 1.0' in shown
+    assert b'hexgen_tuning_setting{setting="alpha"} 0.4' in shown
 
 
-def test_settings_that_the_policy_refuses_change_nothing() -> None:
-    policy = AdjustablePolicy("paper", {"alpha": 0.4})
-    config = CoordinatorConfig(dispatch="paper", tuning=TUNING)
-    tuning = Tuning(config, policy, lambda: (), Metrics())
-    tuning.hear(Said("apply", {"alpha": 40.0}, "because"))
-    assert policy.settings["alpha"] == 0.4
+def test_settings_that_are_refused_change_nothing() -> None:
+    tuning = tuner_of(PAPER)
+    for settings in ({"alpha": 40.0}, {"alpha": 0.1, "ordering.best_effort_slack_s": 9.0}):
+        tuning.hear(Said("apply", settings, "because"))
+    assert tuning.report()["settings"]["alpha"] == 0.4
+
+
+def test_the_crew_is_told_with_the_speed_at_which_each_emulates() -> None:
+    workers = [
+        Worker("w1", "http://h:1", "link", hardware="l40s", time_scale=5.0),
+        Worker("w2", "http://h:2", "link", hardware="a100"),
+    ]
+    crew = crew_of(workers)
+    assert crew == (CrewMember("a100", None), CrewMember("l40s", 5.0))
+    assert crew == crew_of(reversed(workers))
 
 
 def test_tuner_that_is_off_is_not_down() -> None:
-    config = CoordinatorConfig()
-    tuning = Tuning(config, AdjustablePolicy(config.dispatch, {}), lambda: (), Metrics())
+    tuning = tuner_of(CoordinatorConfig())
     assert not tuning.is_on
     assert not tuning.is_down
     tuning.ended(ended_workflow())
@@ -146,8 +193,8 @@ def test_tuner_that_is_off_is_not_down() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Start(TUNING, "paper", "early", {"alpha": 0.4}),
-        Crew(("a100", "a6000")),
+        Start(TUNING, "paper", "early", {"alpha": 0.4}, "least_slack", engines_told=True),
+        Crew((CrewMember("a100", None), CrewMember("a6000", 5.0))),
     ],
 )
 def test_messages_survive_the_pipe(message: Start | Crew) -> None:

@@ -74,6 +74,9 @@ class Recorder:
     def on_features(self, worker_id, message):
         self.features.append(message)
 
+    def on_ordering_set(self, worker_id, message):
+        raise AssertionError("none is sent here")
+
     def on_goodbye(self, worker_id, reason):
         self.ends.append(f"goodbye: {reason}")
 

@@ -56,6 +56,9 @@ class Recorder:
     def on_features(self, worker_id, message):
         self.events.append(("features", worker_id, message))
 
+    def on_ordering_set(self, worker_id, message):
+        self.events.append(("ordering", worker_id, message))
+
     def on_goodbye(self, worker_id, reason):
         self.events.append(("goodbye", worker_id, reason))
 

@@ -62,12 +62,14 @@ def test_a_policy_can_be_switched_and_a_wrong_one_changes_nothing(request_of, ca
     counter.apply(SetOrdering("fcfs", ()), order)
     order.sort(queue)
     assert (queue, order.ordering) == ([first, second], "fcfs")
+    assert counter.apply(SetOrdering("fcfs", ()), order) == ""
     with caplog.at_level(logging.WARNING):
-        counter.apply(SetOrdering("nonsense", ()), order)
-        counter.apply(SetOrdering("least_slack", (("best_effort_slack_s", -1.0),)), order)
+        assert "nonsense" in counter.apply(SetOrdering("nonsense", ()), order)
+        wrong = SetOrdering("least_slack", (("best_effort_slack_s", -1.0),))
+        assert "best_effort_slack_s=-1.0" in counter.apply(wrong, order)
     order.sort(queue)
     assert (queue, order.ordering) == ([first, second], "fcfs")
-    assert (counter.num_applied, counter.num_refused) == (1, 2)
+    assert (counter.num_applied, counter.num_refused) == (2, 2)
     assert "nonsense" in caplog.text
     assert "best_effort_slack_s" in caplog.text
 

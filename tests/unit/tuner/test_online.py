@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hexgen_sglang.bench.plan import cluster_profiles
 from hexgen_sglang.bench.systems import parse_system
 from hexgen_sglang.cluster.config import load_cluster
+from hexgen_sglang.coordinator.config import CoordinatorConfig
+from hexgen_sglang.coordinator.tuned_settings import AdjustablePolicy
 from hexgen_sglang.coordinator.tuning_config import Mode, TuningConfig
+from hexgen_sglang.coordinator.workflows import Workflow
+from hexgen_sglang.core.accelerator import AcceleratorProfile
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.policies.dispatch import DispatchPolicy
 from hexgen_sglang.results.schema import RunFacts
+from hexgen_sglang.sim.beside import SettingsOf
+from hexgen_sglang.sim.clock import EventQueue
 from hexgen_sglang.sim.run import SimSettings, simulate
 from hexgen_sglang.tuner.online import SimulatedTuner
+from hexgen_sglang.tuner.space import with_settings
 from hexgen_sglang.workload.capacity import capacity_per_s
 from hexgen_sglang.workload.formats import load_trace
 from hexgen_sglang.workload.plan import Workload, WorkloadSettings, build_workload
@@ -62,6 +72,66 @@ def run(mode: Mode) -> tuple[SimulatedTuner, RunFacts]:
     )
     tuner = SimulatedTuner(tuning, CREW, len(crowd().workflows), search_s=5.0)
     return tuner, simulate(SYSTEM, crowd(), PROFILES, SimSettings(beside=tuner))
+
+
+class ChangedAtOnce:
+    """Changes settings before the first workflow comes."""
+
+    def __init__(self, settings: dict[str, float]) -> None:
+        self.settings = settings
+
+    def begin(self, config: CoordinatorConfig, events: EventQueue) -> DispatchPolicy:
+        self.policy = AdjustablePolicy(config.dispatch, config.dispatch_settings)
+        return self.policy
+
+    def serving(self, settings_of: SettingsOf) -> None:
+        settings_of(self.policy).change(self.settings)
+
+    def ended(self, workflow: Workflow) -> None:
+        """Nothing."""
+
+
+def half_best_effort() -> Workload:
+    """More than the workers take at once, every second workflow without a deadline."""
+    trace = load_trace("synthetic:15")
+    load = build_workload(trace, WorkloadSettings(2.0, 30, warmup_frac=0.0), PROFILES[2:])
+    planned = [
+        replace(one, budget_s=None) if one.index % 2 else one  # ranks by its assumed slack
+        for one in load.workflows
+    ]
+    return replace(load, workflows=tuple(planned))
+
+
+@pytest.mark.parametrize(
+    ("system", "changes"),
+    [
+        # Requests wait in the engines.
+        ("coordinator:least_tokens+hexgen", {"ordering.best_effort_slack_s": 600.0}),
+        # They wait in the central queue.
+        ("hexgen", {"ordering.best_effort_slack_s": 600.0}),
+        ("hexgen", {"working_set": 0.02, "caution": 3.0}),
+    ],
+)
+def test_changed_settings_are_those_of_a_system_that_started_with_them(
+    system: str, changes: dict[str, float]
+) -> None:
+    load, crew = half_best_effort(), tuple(small(profile) for profile in PROFILES[2:])
+    usual = parse_system(system)
+    beside = SimSettings(beside=ChangedAtOnce(changes))
+    changed = simulate(usual, load, crew, beside)
+    started = simulate(with_settings(usual, changes), load, crew)
+    plain = simulate(usual, load, crew)
+    ends = [[one.end_s for one in facts.run.workflows] for facts in (changed, started, plain)]
+    assert changed.broken == started.broken == ()
+    assert ends[0] == ends[1]
+    assert ends[0] != ends[2]
+
+
+def small(profile: AcceleratorProfile) -> AcceleratorProfile:
+    """The same with four requests at once, so that others wait."""
+    limit = msgspec.structs.replace(profile.capacity.max_running_requests, value=4)
+    capacity = msgspec.structs.replace(profile.capacity, max_running_requests=limit)
+    return msgspec.structs.replace(profile, capacity=capacity)
 
 
 def mean_s(facts: RunFacts) -> float:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hexgen_sglang.bench.systems import parse_system
+from hexgen_sglang.bench.systems import Binding, parse_system
+from hexgen_sglang.coordinator.config import CoordinatorConfig
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.policies.dispatch import DISPATCH
 from hexgen_sglang.tuner.space import (
@@ -16,6 +17,7 @@ from hexgen_sglang.tuner.space import (
     Range,
     candidates,
     default_settings,
+    known_settings,
     search_space,
     with_settings,
 )
@@ -30,7 +32,9 @@ def test_every_policy_with_settings_can_be_searched(dispatch: str) -> None:
     system = parse_system(f"coordinator:{dispatch}+fcfs")
     space = search_space(system, [])
     default = default_settings(system, space)
-    assert default == {name: DISPATCH.defaults(dispatch)[name] for name in space}
+    known = {**DISPATCH.defaults(dispatch), "working_set": CoordinatorConfig().working_set}
+    assert default == {name: known[name] for name in space}
+    assert ("working_set" in space) == (system.binding is Binding.LATE)
     points = candidates(space, default, 9)
     assert points[0] == default
     assert len(points) == 9
@@ -96,6 +100,63 @@ def test_system_under_new_settings_has_a_name_that_says_them() -> None:
     assert parse_system(paper.name) == paper
 
 
+def test_settings_of_coordinator_and_engines_go_where_their_names_say() -> None:
+    changes = {"caution": 2.0, "working_set": 2.5, "ordering.best_effort_slack_s": 12.0}
+    system = with_settings(HEXGEN, changes)
+    assert system.settings == {"caution": 2.0}
+    assert system.working_set == 2.5
+    assert system.engine.ordering_settings == (("best_effort_slack_s", 12.0),)
+    assert system.name.endswith("working_set=2.5]+hexgen[best_effort_slack_s=12]")
+    again = parse_system(system.name)
+    assert again == system
+    assert {name: known_settings(again)[name] for name in changes} == changes
+    back = with_settings(again, {"ordering.best_effort_slack_s": 30.0})
+    assert back.engine == HEXGEN.engine
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hexgen",
+        "coordinator:marginal_cost+hexgen[ordering=urgency;hold=off;retain=0.5;prewarm=0.25]",
+        "coordinator:paper+hexgen[best_effort_slack_s=6;hold=off]",
+        "coordinator:earliest_completion[working_set=0]+lpm",
+    ],
+)
+def test_every_point_of_a_space_has_a_name_that_is_read_back(name: str) -> None:
+    system = parse_system(name)
+    space = search_space(system, [])
+    for point in candidates(space, default_settings(system, space), 5):
+        tried = with_settings(system, point)
+        assert parse_system(tried.name) == tried
+
+
+def test_every_setting_of_hexgen_is_searched() -> None:
+    space = search_space(HEXGEN, [])
+    known = set(known_settings(HEXGEN))
+    assert known - set(space) == {"may_wait"} | {
+        name for name in known if name.startswith("default_")
+    }
+    assert {"working_set", "ordering.best_effort_slack_s"} < set(space)
+    assert search_space(HEXGEN, ["ordering.best_effort_slack_s=5:50:log", "working_set"]) == {
+        "ordering.best_effort_slack_s": Range(5.0, 50.0, is_log=True),
+        "working_set": Range(0.5, 4.0, is_log=True),
+    }
+
+
+def test_a_setting_in_seconds_is_searched_around_what_the_system_has() -> None:
+    system = parse_system("coordinator:marginal_cost+hexgen[best_effort_slack_s=6]")
+    space = search_space(system, ["ordering.best_effort_slack_s"])
+    assert space == {"ordering.best_effort_slack_s": Range(1.5, 24.0, is_log=True)}
+
+
+def test_no_limit_and_no_slack_are_left_as_they_are() -> None:
+    system = parse_system("coordinator:marginal_cost[working_set=0]+hexgen[best_effort_slack_s=0]")
+    assert not {"working_set", "ordering.best_effort_slack_s"} & set(search_space(system, []))
+    with pytest.raises(ConfigError, match="its value 0 suggests no range"):
+        search_space(system, ["ordering.best_effort_slack_s"])
+
+
 def test_settings_of_the_system_are_its_default() -> None:
     system = parse_system("coordinator:paper[alpha=0.2]+fcfs")
     assert default_settings(system, search_space(system, [])) == {"alpha": 0.2}
@@ -119,6 +180,10 @@ def test_setting_without_a_declared_range_is_searched_around_its_default() -> No
         ("paper", ["alpha=0.1:1.5"], r"alpha=1.5: must be between 0 and 1"),
         ("paper", ["alpha", "alpha=0.1:0.2"], "twice"),
         ("coordinator:round_robin+fcfs", [], "nothing to search"),
+        ("paper", ["working_set"], "'working_set'.*alpha"),
+        ("coordinator:marginal_cost+lpm", ["ordering.best_effort_slack_s"], "has the settings"),
+        ("hexgen", ["ordering.best_effort_slack_s=-1:5"], "best_effort_slack_s=-1"),
+        ("hexgen", ["working_set=0.5:2000"], "0 to 1000"),
         ("lpm+round_robin", [], "only a coordinator"),
         ("sglang-router:cache_aware+lpm", [], "only a coordinator"),
     ],
