@@ -111,6 +111,10 @@ def _run_engine(
     return done
 
 
+def _nothing(coordinator_url: str) -> None:
+    """Nobody wants to ask the coordinator anything."""
+
+
 def _by_engine(systems: Sequence[System]) -> list[tuple[Engine, list[System]]]:
     """Systems grouped by engine, both in order of first appearance."""
     groups: dict[Engine, list[System]] = {}
@@ -119,8 +123,18 @@ def _by_engine(systems: Sequence[System]) -> list[tuple[Engine, list[System]]]:
     return list(groups.items())
 
 
-def run_one(plan: Plan, engines: Engines, system: System, workload: Workload) -> RunFacts:
-    """One replay between two readings of all counters, judged by the laws."""
+def run_one(
+    plan: Plan,
+    engines: Engines,
+    system: System,
+    workload: Workload,
+    at_end: Callable[[str], None] = _nothing,
+) -> RunFacts:
+    """One replay between two readings of all counters, judged by the laws.
+
+    `at_end`: given the coordinator's base address ("" where there is none) once the last
+    workflow is over.
+    """
     began_s = time.monotonic()
     ticks = machine.cpu_ticks()
     engines.check()
@@ -136,6 +150,7 @@ def run_one(plan: Plan, engines: Engines, system: System, workload: Workload) ->
         coordinator_url,
     ):
         run = asyncio.run(Replay(system.name, workload, target, tokens, settings).run())
+        at_end(coordinator_url)
         told: Told | None = None
         if coordinator_url:
             told = ask(coordinator_url, [planned.workflow_id for planned in workload.workflows])

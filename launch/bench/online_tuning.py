@@ -1,13 +1,18 @@
 """Traffic changes half way: what the tuner beside a coordinator makes of it, off, advise or auto.
 
     .venv/bin/python launch/bench/online_tuning.py --trace ../shared/traces/trace1.json --json FILE
+    ... --engine emulated --time-scale 5 --systems hexgen --seeds 1
 
 Both halves have as many workflows. From the change on they arrive twice as fast and go through
 each revision three times as often; the rate is such that the second half is at a stated share of
-the cluster's capacity bound. The simulator runs the coordinator's code and the tuner's own window,
-search and rule; every mode sees the same arrivals, workflows and prompts. States the attainment of
-each half, and of the last half of the second (after the tuner had time to see the change), with
-every change of settings.
+the cluster's capacity bound. Every mode sees the same arrivals, workflows and prompts. States the
+attainment of each half, and of the last half of the second (after the tuner had time to see the
+change), with every change of settings.
+
+With `--engine sim` the simulator runs the coordinator's code and the tuner's own window, search
+and rule. With `--engine emulated` SGLang's schedulers run on emulated accelerators behind a
+coordinator with its tuner's process, both started anew for every run; the tuner takes only time
+that nothing else wants. The options' seconds are emulated ones.
 """
 
 from __future__ import annotations
@@ -25,12 +30,18 @@ import msgspec
 import numpy as np
 
 from hexgen_sglang.bench import machine
-from hexgen_sglang.bench.plan import cluster_profiles
-from hexgen_sglang.bench.systems import System, parse_system
+from hexgen_sglang.bench.engines import Engines
+from hexgen_sglang.bench.plan import EngineKind, Plan, cluster_profiles
+from hexgen_sglang.bench.run import run_one
+from hexgen_sglang.bench.scaling import scaled_settings
+from hexgen_sglang.bench.systems import Place, System, parse_system, with_ordering_settings
 from hexgen_sglang.cluster.config import ClusterConfig, load_cluster
+from hexgen_sglang.cluster.ports import fetch_json
+from hexgen_sglang.cluster.signals import termination_raises
 from hexgen_sglang.coordinator.tuning_config import TuningConfig
 from hexgen_sglang.core.accelerator import AcceleratorProfile
-from hexgen_sglang.core.errors import ConfigError, HexgenError
+from hexgen_sglang.core.errors import ConfigError, HexgenError, ProcessError
+from hexgen_sglang.policies.ordering import ORDERING
 from hexgen_sglang.results.schema import RunFacts
 from hexgen_sglang.sim.run import SimSettings, simulate
 from hexgen_sglang.tuner.online import SimulatedTuner
@@ -137,12 +148,117 @@ class Trial:
 
     def tuning_of(self, system: System, mode: str) -> TuningConfig:
         """The tuner's settings for a system."""
-        engine = system.engine
-        text = engine.policy
+        return msgspec.structs.replace(self.tuning, mode=mode, engine=system.engine.text)
+
+
+@dataclass(frozen=True)
+class EmulatedTrial:
+    """One run of the comparison on emulated workers.
+
+    Attributes:
+        planned: what is compared; its seconds are emulated ones.
+        time_scale: emulated seconds in a real one.
+        folder: logs and configurations.
+    """
+
+    planned: Trial
+    time_scale: float
+    folder: Path
+
+    def __call__(self, job: tuple[str, str, int]) -> dict[str, Any]:
+        """Figures of (system, mode, seed).
+
+        Raises:
+            ConfigError: the system has no coordinator that hears its workers.
+            ProcessError: a process could not be started, or died.
+        """
+        name, mode, seed = job
+        system, trial = parse_system(name), self.planned
+        if system.place is not Place.COORDINATOR or not system.linked:
+            raise ConfigError(f"system {name!r}: only a linked coordinator has a tuner")
+        workload, change_s = changing_workload(
+            trial.trace, trial.profiles, trial.load, trial.each, seed
+        )
+        folder = self.folder / f"{system.dispatch}-{mode}-{seed}"
+        coordinator = msgspec.structs.replace(
+            trial.cluster.coordinator, tuning=self.tuning_of(system, mode)
+        )
+        plan = Plan(
+            cluster=msgspec.structs.replace(trial.cluster, coordinator=coordinator),
+            profiles=trial.profiles,
+            trace=trial.trace,
+            loads=(),
+            seeds=(seed,),
+            systems=(system,),
+            workload=workload.settings,
+            time_scale=self.time_scale,
+            folder=folder,
+            engine=EngineKind.EMULATED,
+        )
+        told: dict[str, Any] = {}
+        last_s = workload.workflows[-1].arrival_s
+        print(
+            f"{name}, {mode}, seed {seed}: {last_s / self.time_scale / 60:.1f} minutes of arrivals",
+            file=sys.stderr,
+            flush=True,
+        )
+        with Engines(plan.cluster, system.engine, self.time_scale, True, folder) as engines:
+            engines.start()
+            facts = run_one(
+                plan, engines, system, workload, lambda url: told.update(_tuning_report(url))
+            )
+        end_s = max(one.arrival_s + one.e2e_s for one in facts.run.workflows)
+        counts = told["counts"]
+        return {
+            "system": name,
+            "mode": mode,
+            "seed": seed,
+            "valid": not facts.broken,
+            "broken": list(facts.broken),
+            **attainments(facts, change_s),
+            "change_s": change_s,
+            "num_changes": counts.get("apply", 0) + counts.get("return", 0),
+            "num_searches": sum(counts.values()) - counts.get("return", 0),
+            # Ages are as of the last workflow's end, in real seconds.
+            "said": [
+                {**row, "at_s": end_s - row["age_s"] * self.time_scale} for row in told["said"]
+            ],
+            "settings": told["settings"],
+            "engines": told["engines"],
+            "is_down": told["is_down"],
+            "emulation": facts.emulation,
+            "machine_busy_frac": facts.machine_busy_frac,
+        }
+
+    def tuning_of(self, system: System, mode: str) -> TuningConfig:
+        """The tuner's settings in real seconds."""
+        scale, engine = self.time_scale, system.engine
         if engine.ordering:
-            hold = "on" if engine.holds_prefixes else "off"
-            text = f"{engine.policy}[ordering={engine.ordering};hold={hold}]"
-        return msgspec.structs.replace(self.tuning, mode=mode, engine=text)
+            own = dict(engine.ordering_settings)
+            engine = with_ordering_settings(
+                engine, scaled_settings(ORDERING, engine.ordering, own, scale)
+            )
+        tuning = self.planned.tuning
+        return msgspec.structs.replace(
+            tuning,
+            mode=mode,
+            engine=engine.text,
+            every_s=tuning.every_s / scale,
+            window_s=tuning.window_s / scale,
+            cool_down_s=tuning.cool_down_s / scale,
+        )
+
+
+def _tuning_report(url: str) -> dict[str, Any]:
+    """What the coordinator tells of its tuner.
+
+    Raises:
+        ProcessError: it does not answer.
+    """
+    report = fetch_json(f"{url}/tuning")
+    if not isinstance(report, dict):
+        raise ProcessError(f"{url}/tuning: no answer")
+    return report
 
 
 def attainments(facts: RunFacts, change_s: float) -> dict[str, float]:
@@ -211,8 +327,7 @@ def main() -> int:
             for mode in args.modes
             for seed in range(args.seeds)
         ]
-        with Runs(trial, args.jobs, _progress) as runs:
-            rows = runs(jobs)
+        rows = _run(args, trial, jobs)
     except HexgenError as error:
         print(f"online_tuning: {error}", file=sys.stderr)
         return 2
@@ -225,10 +340,11 @@ def main() -> int:
     if args.json is not None:
         result = {
             "valid": all(row["valid"] for row in rows),
+            "engine": args.engine,
+            "time_scale": args.time_scale if args.engine == "emulated" else 1.0,
             "table": means,
             "runs": rows,
-            "tuning": msgspec.to_builtins(msgspec.structs.replace(tuning, profiles={})),
-            "profiles": sorted(files),
+            "tuning": {**msgspec.to_builtins(tuning), "profiles": sorted(files)},
             "command": sys.argv,
             "versions": machine.versions(),
             "machine": machine.machine(),
@@ -236,6 +352,26 @@ def main() -> int:
         }
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def _run(
+    args: argparse.Namespace, trial: Trial, jobs: Sequence[tuple[str, str, int]]
+) -> list[dict[str, Any]]:
+    """All runs: simulated ones on several processes, emulated ones one after the other."""
+    if args.engine == "sim":
+        with Runs(trial, args.jobs, _progress) as runs:
+            return runs(jobs)
+    if args.jobs != 1:
+        raise ConfigError(f"--jobs={args.jobs}: must be 1 with --engine emulated")
+    if not 0 < args.time_scale <= 1_000:
+        raise ConfigError(f"--time-scale={args.time_scale}: must be above 0, at most 1000")
+    emulated = EmulatedTrial(trial, args.time_scale, args.folder)
+    rows = []
+    with termination_raises():
+        for done, job in enumerate(jobs, 1):
+            rows.append(emulated(job))
+            _progress(done, len(jobs))
+    return rows
 
 
 def _progress(done: int, total: int) -> None:
@@ -248,6 +384,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cluster", type=Path, default=configs / "clusters" / "hetero-1.toml")
     parser.add_argument("--trace", required=True)
     parser.add_argument("--systems", nargs="+", default=["paper", "hexgen"])
+    parser.add_argument("--engine", default="sim", choices=("sim", "emulated"))
+    parser.add_argument("--time-scale", type=float, default=5.0, help="emulated s in a real one")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/online-tuning"), help="logs of emulated runs"
+    )
     parser.add_argument("--modes", nargs="+", default=["off", "auto"], choices=MODES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--each", type=int, default=150, help="workflows of each half")

@@ -216,3 +216,35 @@ def test_a_trace_without_revisions_is_refused() -> None:
     )
     with pytest.raises(ConfigError, match="no stage begins with revise"):
         bench.changing_workload(trace, PROFILES, load=0.5, each=4, seed=1)
+
+
+def emulated(time_scale: float) -> Any:
+    files = {"a100": "a100.toml"}
+    tuning = TuningConfig(profiles=files, every_s=120.0, window_s=300.0, cool_down_s=60.0)
+    cluster = load_cluster(CONFIGS / "clusters/hetero-1.toml")
+    trial = bench.Trial(cluster, PROFILES, load_trace("synthetic:3"), tuning, 0.5, 4, 10.0)
+    return bench.EmulatedTrial(trial, time_scale, Path("unused"))
+
+
+def test_beside_emulated_workers_the_tuner_is_given_real_seconds() -> None:
+    system = parse_system("coordinator:paper+hexgen[ordering=urgency;best_effort_slack_s=14]")
+    tuning = emulated(7.0).tuning_of(system, "auto")
+    assert (tuning.every_s, tuning.window_s, tuning.cool_down_s) == pytest.approx(
+        (120 / 7, 300 / 7, 60 / 7)
+    )
+    assert (tuning.mode, tuning.engine) == (
+        "auto",
+        "hexgen[ordering=urgency;best_effort_slack_s=2]",
+    )
+    assert emulated(7.0).tuning_of(parse_system("coordinator:paper+lpm"), "auto").engine == "lpm"
+    # What the workers and the coordinator are started with is what the tuner is told of them, but
+    # for the digits of a name.
+    odd = emulated(7.3).tuning_of(parse_system("hexgen"), "auto").engine
+    stated = dict(parse_system(f"coordinator:paper+{odd}").engine.ordering_settings)
+    assert stated == pytest.approx({"best_effort_slack_s": 30 / 7.3}, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["hexgen-lite", "lpm+round_robin"])
+def test_where_no_tuner_could_run_no_worker_is_started(name: str) -> None:
+    with pytest.raises(ConfigError, match="only a linked coordinator has a tuner"):
+        emulated(5.0)((name, "auto", 0))
