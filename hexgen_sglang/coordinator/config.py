@@ -439,5 +439,5 @@ def _rows(table: dict[str, Any]) -> list[str]:
 
 
 def _literal(value: object) -> str:
-    """A TOML literal; JSON's strings, numbers and arrays are TOML's too."""
-    return msgspec.json.encode(value).decode()
+    """A TOML literal; JSON's strings, numbers and arrays are TOML's too, but for a bare DEL."""
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")

@@ -32,7 +32,7 @@ def test_what_is_printed_reads_back_the_same(tmp_path: Path) -> None:
             dispatch="least_load",
             dispatch_settings={"barrier_s": 2.0},
             default_budget_ms={"text2sql": 30_000},
-            allowed_worker_hosts=("gpu-1", 'odd"name'),
+            allowed_worker_hosts=("gpu-1", 'odd"name', "odd\x7fname"),
         ),
         (WorkerConfig(url="http://gpu-1:30000", worker_id="a", hardware="a100"),),
     )
