@@ -1,8 +1,8 @@
-"""Has every worker's engine order its queue by the same settings, once these are changed here.
+"""Has every worker's engine order its queue by the same settings, once somebody wants some.
 
-Until then engines are left as they were started. From the first change on each linked worker is
-told, and told again whenever it says hello, since a new process has its start-up settings. What
-each was told and answered is kept: a worker without a link, or whose engine orders by another
+Until then engines are left as they were started. From then on each linked worker is told, and
+told again whenever it says hello, since a new process has its start-up settings. What each was
+told and answered is kept: a worker without a link, or whose engine orders by another
 policy, is never taken to stand where the others do. Runs on the event loop.
 """
 

@@ -153,9 +153,14 @@ class Coordinator:
         if end is not None and not settings.peers:
             self._engines = EngineOrdering(directory.workers.values, self._send_to)
         tell = None if self._engines is None else self._engines.use
+        tuned = TunedSettings(config, policy, working_set, queue, tell, self._kick)
+        is_auto = config.tuning.mode == "auto"
+        if self._engines is not None and is_auto and tuned.ordering_settings:
+            # Engines may stand where an earlier coordinator left them.
+            self._engines.use(tuned.ordering, tuned.ordering_settings)
         self.tuning = Tuning(
             config,
-            TunedSettings(config, policy, working_set, queue, tell, self._kick),
+            tuned,
             self._engines,
             lambda: crew_of(directory.ready()),
             metrics,

@@ -18,7 +18,8 @@ class TuningConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
     Those of the dispatch policy, the working set, and, where workers are linked and this
     coordinator is the only one, those of the ordering policy, in the central queue and in the
-    engines.
+    engines. With "auto" engines that order by the coordinator's policy are given its
+    `ordering_settings` from the start.
 
     Attributes:
         mode: "off"; "advise": log and show what would be better; "auto": use it, too.

@@ -269,3 +269,26 @@ async def test_workers_tell_by_themselves_how_fast_they_emulate(
     await linked.start(int(linked.url.rpartition(":")[2]))
     await wait_until(lambda: len(ready()) == 4)
     assert workers["linked"].time_scale == 4.0
+
+
+@pytest.mark.parametrize("mode", ["auto", "advise"])
+async def test_engines_begin_where_the_coordinator_does_when_it_may_change_them(
+    make_worker: MakeWorker, make_front: MakeFront, wait_until: WaitUntil, mode: str
+) -> None:
+    """An earlier coordinator may have left them elsewhere."""
+    link = MemoryLink()
+    front = await make_front(
+        end=link.coordinator_end(),
+        heartbeat_ms=20_000,
+        ordering_settings={"best_effort_slack_s": 12.0},
+        tuning={**TUNING, "mode": mode, "engine": "hexgen"},
+    )
+    plugin = Plugin(link, (await make_worker()).url, "ours")
+    await plugin.join()
+    running = front.coordinator.tuning
+    if mode == "auto":
+        await wait_until(lambda: plugin.has_got(12.0))
+    running.hear(Said("apply", {SLACK: 9.0}, "gain"))
+    wanted = (12.0, 9.0) if mode == "auto" else (9.0,)
+    await wait_until(lambda: plugin.has_got(*wanted))
+    assert running.report()["engines"]["settings"] == {"best_effort_slack_s": 9.0}
