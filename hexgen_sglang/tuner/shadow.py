@@ -312,7 +312,9 @@ def main() -> None:
     """The process: lowest priority, standard input and output, until SIGTERM or its input ends."""
     _stand_back()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # At once: the interpreter's own end would wait for the thread that reads. A search's processes
+    # watch this one and leave with it.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     lock = threading.Lock()
 
     def write(raw: bytes) -> None:
