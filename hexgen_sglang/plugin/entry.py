@@ -73,6 +73,8 @@ def needs_of(config: PluginConfig) -> frozenset[Need]:
         needs.add(Need.LINK)
     if config.emulate is not None:
         needs.add(Need.EMULATE)
+    if config.shared_prefix and attention.engine_backend() == attention.TRITON:
+        needs.add(Need.PREFIX_GROUPS)
     return frozenset(needs)
 
 

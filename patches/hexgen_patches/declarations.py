@@ -19,6 +19,7 @@ class Need(StrEnum):
     ORDERING = "ordering"
     LINK = "link"
     EMULATE = "emulate"
+    PREFIX_GROUPS = "prefix_groups"  # found in the scheduler's records, for attention on GPUs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,11 @@ _IO = f"{_SRT}.managers.io_struct"
 _REQ = f"{_SRT}.managers.schedule_batch.Req"
 _PLATFORMS = f"{_SRT}.platforms"
 _ATTENTION = f"{_SRT}.layers.attention"
+_KERNELS = "sglang.kernels.ops.attention"
 _TORCH_ATTENTION = f"{_ATTENTION}.torch_native_backend.TorchNativeAttnBackend"
+_TRITON_ATTENTION = f"{_ATTENTION}.triton_backend.TritonAttnBackend"
+_FORWARD_BATCH = f"{_SRT}.model_executor.forward_batch_info.ForwardBatch"
+_GRAPHS = f"{_SRT}.model_executor.runner.decode_cuda_graph_runner"
 
 _ORDERING_OR_LINK = frozenset({Need.ORDERING, Need.LINK})
 
@@ -198,6 +202,15 @@ HOOKS: tuple[Hook, ...] = (
         needs=frozenset({Need.EMULATE}),
         why="several emulated servers on a small machine: share imported modules, start fast",
         remove_when="SGLang's start method can be configured",
+    ),
+    Hook(
+        target=f"{_FORWARD_BATCH}.init_new",
+        kind="AFTER",
+        ours="hexgen_patches.forward_batch:made",
+        parameters=("cls", "batch", "model_runner"),
+        needs=frozenset({Need.PREFIX_GROUPS}),
+        why="know on the host which requests the rows of a forward pass belong to",
+        remove_when="a ForwardBatch names the requests, and the prefixes that the cache holds",
     ),
 )
 
@@ -562,6 +575,94 @@ FACTS: tuple[Fact, ...] = (
     Fact(
         Text(f"{_TORCH_ATTENTION}.forward_decode", "self._run_sdpa_forward_decode("),
         "one layer's decode attention goes through the method that we override",
+    ),
+    # The same over Triton.
+    Fact(
+        Text(f"{_TRITON_ATTENTION}.forward_decode", "self.decode_attention_fwd("),
+        "one layer's decode attention goes through the attribute that we replace",
+    ),
+    Fact(
+        Signature(
+            f"{_KERNELS}.decode_attention.decode_attention_fwd",
+            (
+                "q",
+                "k_buffer",
+                "v_buffer",
+                "o",
+                "kv_indptr",
+                "kv_indices",
+                "attn_logits",
+                "attn_lse",
+                "num_kv_splits",
+                "max_kv_splits",
+                "sm_scale",
+                "k_scale",
+                "v_scale",
+                "logit_cap",
+                "sinks",
+                "xai_temperature_len",
+                "has_mla",
+                "use_pdl",
+                "page_size",
+                "score_mod",
+                "aux_tensors",
+            ),
+        ),
+        "what we compute instead of it; other arguments are not covered",
+    ),
+    Fact(
+        Names(
+            _TRITON_ATTENTION,
+            (
+                "decode_attention_fwd",
+                "forward_metadata",
+                "num_head",
+                "num_kv_head",
+                "use_mla",
+                "dcp_size",
+                "enable_deterministic",
+                "token_to_kv_pool",
+                "req_to_token_pool",
+            ),
+        ),
+        "which models and layers are covered, and the batch's slots in one array",
+    ),
+    Fact(
+        Signature(
+            f"{_TRITON_ATTENTION}.init_forward_metadata_out_graph",
+            ("self", "forward_batch", "in_capture"),
+        ),
+        "called before a graph is captured and before each replay",
+    ),
+    Fact(
+        Text(
+            f"{_GRAPHS}.build_replay_fb_view",
+            "out_cache_loc=getattr(forward_batch, 'out_cache_loc', None)",
+        ),
+        "a replay's batch is known again by its array of new slots",
+    ),
+    Fact(
+        Names(
+            _REQ,
+            (
+                "origin_input_ids",
+                "output_ids",
+                "extra_key",
+                "session",
+                "positional_embed_overrides",
+                "retraction_count",
+            ),
+        ),
+        "which tokens the prefix cache holds one copy of",
+    ),
+    Fact(
+        AnyOf(
+            (
+                Names(f"{_SRT}.managers.schedule_batch.ReqKvInfo", ("cache_protected_len",)),
+                Names(_REQ, ("cache_protected_len",)),
+            )
+        ),
+        "how much of a request's KV belongs to the prefix cache",
     ),
     # The torch-CPU platform.
     Fact(Names(f"{_PLATFORMS}.cpu", ("CpuDeviceMixin",)), "torch-CPU platform"),

@@ -1,6 +1,7 @@
-"""Our attention backend over SGLang's own KV pools, beside SGLang's `torch_native`.
+"""Our attention backend over SGLang's own batches and KV pools, beside SGLang's backends.
 
-In a process of its own, on the torch-CPU platform; a whole server is in tests/integration.
+In processes of their own, on the torch-CPU platform: over `torch_native`, and over `triton` as
+Triton interprets it. A whole server is in tests/integration.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hexgen_patches.declarations import Need
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.models.tiny import make_tiny_model
 from hexgen_sglang.plugin.attention.registration import (
     SHARED_PREFIX,
     is_asked_for,
@@ -21,7 +26,10 @@ from hexgen_sglang.plugin.attention.registration import (
     register_in_scheduler,
 )
 from hexgen_sglang.plugin.config import PluginConfig
+from hexgen_sglang.plugin.entry import needs_of
 from hexgen_sglang.plugin.flags import add_flags, config_from
+
+STEPS = Path(__file__).with_name("triton_attention_steps.py")
 
 COMPARE = """
 import json
@@ -100,33 +108,42 @@ for row in (5, 1, 3):
 prefill(2, template, slots(64))
 prefill(7, slots(300))
 errors += [decode([5, 1, 7, 3, 2]) for _ in range(3)]
-saved = ours.tokens_saved
+saved = ours.shared.tokens_saved
 assert saved == 3 * (3 * 900 + 2 * 1200), saved
 # Row 5 goes to another request with another prompt; row 7 leaves; 3 is retracted and comes back.
 prefill(5, slots(400))
 prefill(3, template, schema, slots(40))
 errors += [decode([1, 2, 5, 3]) for _ in range(2)]
-assert ours.tokens_saved - saved == 2 * (2 * 900 + 1200), ours.tokens_saved - saved
+assert ours.shared.tokens_saved - saved == 2 * (2 * 900 + 1200), ours.shared.tokens_saved - saved
 errors.append(decode([1, 3], sliding_window_size=50))
 errors.append(decode([5, 2]))
-names = {"/".join(key): count for key, count in ours.steps.items()}
+names = {"/".join(key): count for key, count in ours.shared.steps.items()}
 print("found:" + json.dumps({"errors": errors, "steps": names}))
 """
 
 
-def run(source: str) -> str:
+def run(*arguments: str, **environment: str) -> dict[str, Any]:
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    env |= {"SGLANG_PLATFORM": "hexgen_torch_cpu", "OMP_NUM_THREADS": "1"}
+    env |= {"SGLANG_PLATFORM": "hexgen_torch_cpu", "OMP_NUM_THREADS": "1"} | environment
     done = subprocess.run(
-        [sys.executable, "-c", source], env=env, capture_output=True, text=True, timeout=220
+        [sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.rpartition("found:")[2]
+    return dict(json.loads(done.stdout.rpartition("found:")[2]))
 
 
-@pytest.mark.timeout(240)
+@pytest.fixture(scope="module")
+def on_triton() -> dict[str, Any]:
+    """What was found in each scenario of `triton_attention_steps.py`."""
+    found = run(str(STEPS), str(make_tiny_model()), TRITON_INTERPRET="1")
+    for scenario in found.values():
+        assert max(scenario["errors"]) < 2e-6, scenario  # NaN is not below either
+    return found
+
+
+@pytest.mark.timeout(300)
 def test_it_agrees_with_torch_native_while_requests_come_and_go() -> None:
-    found = json.loads(run(COMPARE))
+    found = run("-c", COMPARE)
     assert max(found["errors"]) < 1e-5
     assert found["steps"] == {
         "hexgen_shared_prefix/shared": 10,
@@ -135,16 +152,88 @@ def test_it_agrees_with_torch_native_while_requests_come_and_go() -> None:
     }
 
 
-def test_it_is_refused_where_it_would_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = argparse.Namespace(attention_backend=SHARED_PREFIX)
-    monkeypatch.delenv("SGLANG_PLATFORM", raising=False)
-    with pytest.raises(ConfigError, match="SGLANG_PLATFORM=hexgen_torch_cpu"):
-        is_asked_for(asked)
-    monkeypatch.setenv("SGLANG_PLATFORM", "hexgen_torch_cpu")
-    assert is_asked_for(asked)
-    with pytest.raises(ConfigError, match="--hexgen-emulate"):
-        is_asked_for(argparse.Namespace(**vars(asked), hexgen_emulate="a.toml"))
+@pytest.mark.timeout(300)  # 25 s on an idle core, with the fixture
+def test_over_triton_it_is_right_while_requests_come_and_go(on_triton: dict[str, Any]) -> None:
+    assert on_triton["come_and_go"]["steps"] == {
+        "hexgen_shared_prefix/shared": 14,
+        "triton/nothing_worth_sharing": 2,
+    }
+
+
+def test_over_triton_it_is_right_when_results_come_a_step_late(on_triton: dict[str, Any]) -> None:
+    assert on_triton["late_results"]["steps"]["hexgen_shared_prefix/shared"] == 6
+
+
+def test_over_triton_namespaces_share_nothing(on_triton: dict[str, Any]) -> None:
+    assert on_triton["namespaces"]["saved"] == [80]
+
+
+def test_over_triton_one_captured_graph_serves_every_grouping(on_triton: dict[str, Any]) -> None:
+    assert on_triton["graphs"]["steps"] == {
+        "hexgen_shared_prefix/shared": 10,
+        "hexgen_shared_prefix/nothing_worth_sharing": 4,
+    }
+
+
+def test_over_triton_what_is_not_covered_is_sglangs_and_counted(on_triton: dict[str, Any]) -> None:
+    assert on_triton["left_to_sglang"]["steps"] == {
+        "triton/scores": 4,
+        "triton/no_groups_known": 2,
+        "triton/deterministic": 2,
+        "hexgen_shared_prefix/shared": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("platform", "interpret", "cuda", "engine"),
+    [
+        ("hexgen_torch_cpu", "0", False, "torch_native"),
+        ("hexgen_torch_cpu", "1", False, "triton"),
+        ("hexgen_torch_cpu", "0", True, "torch_native"),
+        (None, "0", True, "triton"),
+    ],
+)
+def test_which_of_sglangs_backends_is_below(
+    monkeypatch: pytest.MonkeyPatch, platform: str | None, interpret: str, cuda: bool, engine: str
+) -> None:
+    set_up(monkeypatch, platform, interpret, cuda)
+    args = argparse.Namespace(attention_backend=SHARED_PREFIX, schedule_policy="fcfs")
+    assert is_asked_for(args)
+    needs = needs_of(PluginConfig(shared_prefix=True))
+    assert (Need.PREFIX_GROUPS in needs) == (engine == "triton")
+    name_the_engines(args)
+    assert args.attention_backend == engine
+
+
+@pytest.mark.parametrize(
+    ("platform", "words"),
+    [(None, "no CUDA device.*SGLANG_PLATFORM=hexgen_torch_cpu"), ("other", "=other; allowed: ")],
+)
+def test_it_is_refused_where_it_would_not_run(
+    monkeypatch: pytest.MonkeyPatch, platform: str | None, words: str
+) -> None:
+    set_up(monkeypatch, platform, "1", cuda=platform is not None)
+    with pytest.raises(ConfigError, match=words):
+        is_asked_for(argparse.Namespace(attention_backend=SHARED_PREFIX))
     assert not is_asked_for(argparse.Namespace(attention_backend="triton"))
+
+
+def test_it_is_refused_with_an_emulated_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_up(monkeypatch, "hexgen_torch_cpu", "0", cuda=False)
+    asked = argparse.Namespace(attention_backend=SHARED_PREFIX, hexgen_emulate="a.toml")
+    with pytest.raises(ConfigError, match="--hexgen-emulate"):
+        is_asked_for(asked)
+
+
+def set_up(
+    monkeypatch: pytest.MonkeyPatch, platform: str | None, interpret: str, cuda: bool
+) -> None:
+    monkeypatch.delenv("SGLANG_PLATFORM", raising=False)
+    if platform is not None:
+        monkeypatch.setenv("SGLANG_PLATFORM", platform)
+    monkeypatch.setenv("TRITON_INTERPRET", interpret)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
 
 
 def test_the_command_line_takes_its_name_and_sglang_gets_one_that_it_knows(

@@ -16,7 +16,8 @@ from hexgen_sglang.plugin.platforms import TORCH_CPU
 
 SHARED_PREFIX = "hexgen_shared_prefix"
 ATTENTION_BACKEND_FLAG = "--attention-backend"
-ENGINE_BACKEND = "torch_native"
+TORCH_NATIVE = "torch_native"
+TRITON = "triton"
 _SCHEDULER = "sglang.srt.managers.scheduler"
 
 
@@ -28,11 +29,7 @@ def is_asked_for(args: argparse.Namespace) -> bool:
     """
     if getattr(args, "attention_backend", None) != SHARED_PREFIX:
         return False
-    if os.environ.get("SGLANG_PLATFORM") != TORCH_CPU:
-        raise ConfigError(
-            f"{ATTENTION_BACKEND_FLAG}={SHARED_PREFIX}: runs only with SGLANG_PLATFORM="
-            f"{TORCH_CPU} so far; other platforms: one of SGLang's own backends"
-        )
+    engine_backend()
     if getattr(args, "hexgen_emulate", None) is not None:
         raise ConfigError(
             f"{ATTENTION_BACKEND_FLAG}={SHARED_PREFIX}: must not be combined with "
@@ -41,9 +38,34 @@ def is_asked_for(args: argparse.Namespace) -> bool:
     return True
 
 
+def engine_backend() -> str:
+    """Name of SGLang's backend below ours on this machine and platform.
+
+    `triton` with a CUDA device; on the torch-CPU platform `torch_native`, or `triton` when
+    Triton interprets its kernels, which is there to check on a CPU what GPUs would run.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    platform = os.environ.get("SGLANG_PLATFORM", "")
+    if platform == TORCH_CPU:
+        return TRITON if os.environ.get("TRITON_INTERPRET") == "1" else TORCH_NATIVE
+    if platform:
+        raise ConfigError(
+            f"{ATTENTION_BACKEND_FLAG}={SHARED_PREFIX}: does not run with SGLANG_PLATFORM="
+            f"{platform}; allowed: {TORCH_CPU}, or unset with a CUDA device"
+        )
+    if not _has_cuda():
+        raise ConfigError(
+            f"{ATTENTION_BACKEND_FLAG}={SHARED_PREFIX}: PyTorch finds no CUDA device here; needed: "
+            f"one, or SGLANG_PLATFORM={TORCH_CPU}"
+        )
+    return TRITON
+
+
 def name_the_engines(args: argparse.Namespace) -> None:
     """Let SGLang settle everything as for the backend below ours."""
-    args.attention_backend = ENGINE_BACKEND
+    args.attention_backend = engine_backend()
 
 
 def register_in_scheduler() -> None:
@@ -56,11 +78,25 @@ def register() -> None:
     """Put our backend into SGLang's registry, under its own and under the engine's name."""
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
-    ATTENTION_BACKENDS[SHARED_PREFIX] = _make
-    ATTENTION_BACKENDS[ENGINE_BACKEND] = _make
+    engine = engine_backend()
+    make = _make_triton if engine == TRITON else _make_torch
+    ATTENTION_BACKENDS[SHARED_PREFIX] = make
+    ATTENTION_BACKENDS[engine] = make
 
 
-def _make(runner: object) -> object:
-    from hexgen_sglang.plugin.attention.shared_prefix import SharedPrefixBackend
+def _has_cuda() -> bool:
+    import torch
 
-    return SharedPrefixBackend(runner)
+    return torch.version.cuda is not None and torch.cuda.is_available()
+
+
+def _make_torch(runner: object) -> object:
+    from hexgen_sglang.plugin.attention.torch_cpu import TorchSharedPrefixBackend
+
+    return TorchSharedPrefixBackend(runner)
+
+
+def _make_triton(runner: object) -> object:
+    from hexgen_sglang.plugin.attention.triton_gpu import TritonSharedPrefixBackend
+
+    return TritonSharedPrefixBackend(runner)
