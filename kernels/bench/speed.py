@@ -56,7 +56,7 @@ def main() -> int:
         print(line(results[-1]), flush=True)
     report = {
         "device": device,
-        "versions": versions(),
+        "versions": versions("flashinfer-python"),
         "command": " ".join(["python", *sys.argv]),
         "cases_checked": checked,
         "copy_bytes_per_s": copy_rate,
@@ -85,14 +85,14 @@ def check_kernels() -> int:
     return int(report["cases"])
 
 
-def versions() -> dict[str, str]:
-    """Of everything that the figures depend on."""
+def versions(*others: str) -> dict[str, str]:
+    """Of everything that the figures depend on: Python, CUDA, PyTorch, Triton and others."""
     import importlib.metadata
 
     import torch
 
     found = {"python": platform.python_version(), "cuda": str(torch.version.cuda)}
-    for name in ("torch", "triton", "flashinfer-python"):
+    for name in ("torch", "triton", *others):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

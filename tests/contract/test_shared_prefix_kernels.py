@@ -68,6 +68,69 @@ refused(run(), "3 rows", "for 2")
 print("all refused")
 """
 
+REPLAYS = """
+import torch
+from recorded_launches import recorded
+from hexgen_kernels.shared_prefix_decode import naive
+from hexgen_kernels.shared_prefix_decode.cases import Case, make_batch
+from hexgen_kernels.shared_prefix_decode.decoder import SharedPrefixDecoder
+from hexgen_kernels.shared_prefix_decode.forest import Branch
+from hexgen_kernels.shared_prefix_decode.kernel_check import SMALL_TILES
+
+ROWS, SLOTS, WIDTH = 6, 900, 200
+cases = [
+    Case(name="capture", roots=(), suffix_lens=(1,) * 6, dtype="float16"),
+    Case(name="one group", roots=(Branch(70, (4, 0, 2, 1)),), suffix_lens=(1, 33, 16, 40, 7),
+         padding=1, dtype="float16", seed=1),
+    Case(name="nested", roots=(Branch(30, (5,), (Branch(50, (0, 3)), Branch(9, (1, 4))),),),
+         suffix_lens=(20, 1, 64, 0, 17, 2), dtype="float16", seed=2),
+    Case(name="nothing shared", roots=(), suffix_lens=(100, 3), padding=4, dtype="float16", seed=3),
+]
+decoder = SharedPrefixDecoder(
+    num_q_heads=8, num_kv_heads=1, head_size=64, dtype=torch.float16, device="cpu", max_batch=ROWS,
+    target_programs=8, tiles=SMALL_TILES,
+)
+half = dict(dtype=torch.float16)
+q, out = torch.zeros(ROWS, 8, 64, **half), torch.zeros(ROWS, 8, 64, **half)
+k, v = torch.zeros(SLOTS, 1, 64, **half), torch.zeros(SLOTS, 1, 64, **half)
+table = torch.zeros(ROWS + 2, WIDTH, dtype=torch.int32)
+rows, lens = torch.zeros(ROWS, dtype=torch.int32), torch.zeros(ROWS, dtype=torch.int32)
+
+def put(case):
+    batch = make_batch(case)
+    for buffer, value in ((q, batch.q), (table[: len(batch.table), : batch.table.shape[1]],
+                          batch.table), (rows, batch.table_rows), (lens, batch.seq_lens)):
+        buffer.copy_(value)
+    for buffer, value in ((k, batch.k_cache), (v, batch.v_cache)):
+        buffer.fill_(torch.nan)[: len(value)] = value
+    decoder.load(batch.forest, batch=ROWS)
+    for tensor in (out, decoder.partial_out, decoder.partial_lse, decoder.lse):
+        tensor.fill_(torch.nan)
+
+def run():
+    with recorded() as launches:
+        decoder.run(q, k, v, table, rows, lens, out, 0.125)
+    return launches
+
+def check():
+    want, _ = naive.decode(q, k, v, table, rows, lens, 0.125)
+    assert (out.double() - want).abs().max() < 2e-3
+    return True
+
+put(cases[0])
+graph = run()
+assert check() and [launch.name for launch in graph] == [
+    "prefix_kernel", "suffix_kernel", "merge_kernel"]
+for case in cases[1:]:
+    put(case)
+    for launch in graph:
+        launch.run()
+    check()
+    put(case)
+    assert [launch.fixed() for launch in run()] == [launch.fixed() for launch in graph], case
+print("all replayed")
+"""
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -80,6 +143,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def run_python(*arguments: str, interpret: bool = True) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     env |= {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1" if interpret else "0"}
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), env.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-W", "error", *arguments],
         cwd=ROOT, env=env, capture_output=True, text=True, timeout=280,
@@ -103,6 +167,11 @@ def test_wrong_arguments_are_named() -> None:
     assert done.stdout.strip() == "all refused", done.stderr[-3000:]
 
 
+def test_a_captured_launch_serves_every_grouping_of_its_batch_size() -> None:
+    done = run_python("-c", REPLAYS)
+    assert done.stdout.strip() == "all replayed", done.stderr[-3000:]
+
+
 def test_they_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
     path = tmp_path / "compiled.json"
     done = run_python("kernels/bench/compile.py", "--json", str(path), interpret=False)
@@ -115,7 +184,7 @@ def test_they_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
     assert rows["prefix_kernel", 90]["matrix_instruction"] == "wgmma"
 
 
-@pytest.mark.parametrize("script", ["verify.py", "speed.py"])
+@pytest.mark.parametrize("script", ["verify.py", "speed.py", "serving.py"])
 def test_without_a_gpu_the_benches_say_so(script: str) -> None:
     import torch
 
