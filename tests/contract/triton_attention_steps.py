@@ -48,7 +48,6 @@ class Steps:
         batch = parts.next_step()
         before = attention.shared.tokens_saved
         (prepare or attention.init_forward_metadata)(batch)
-        self.saved.append(attention.shared.tokens_saved - before)
         self.check_groups(batch)
         self.stock.init_forward_metadata(batch)
         worst = 0.0
@@ -63,6 +62,7 @@ class Steps:
             else:
                 wanted = parts.wanted(q, index, batch)
             worst = larger(worst, (found - wanted).abs().max())
+        self.saved.append(attention.shared.tokens_saved - before)
         self.errors.append(worst)
         parts.sampled()
 
@@ -177,6 +177,7 @@ def left_to_sglang(steps: Steps) -> None:
     steps.step()
     parts.attention._unfit = None
     steps.step()
+    assert steps.saved == [0, 0, 0, 0, 40], steps.saved
 
 
 class Graph:
@@ -232,6 +233,8 @@ class Graph:
             capture_forward_mode=ForwardMode.DECODE, is_encoder_decoder=False,
         )  # fmt: skip
         parts.attention.init_forward_metadata_out_graph(view)
+        num_items = int(parts.attention._decoder._num_items)  # that the device will read
+        assert (num_items > 0) == (parts.attention.shared.not_shared() is None)
         self.queries.normal_()
         for output in self.outputs:
             output.fill_(torch.nan)

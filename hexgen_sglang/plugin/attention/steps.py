@@ -47,13 +47,13 @@ class SharedPrefixSteps:
         self.forest: PrefixForest | None = None
         self.steps: Counter[tuple[str, str]] = Counter()
         self.tokens_saved = 0
+        self._to_save = 0  # in this step, once a layer has been computed by us
         logger.info("attention backend: %s over %s", SHARED_PREFIX, engine)
 
     def find(self, finder: GroupFinder, names: Sequence[Hashable], entries_of: EntriesOf) -> None:
         """Set `forest` for a step of these requests; arguments as for `GroupFinder.step`."""
         self.forest = finder.step(names, entries_of)
-        self.tokens_saved += self.forest.tokens_saved
-        TOKENS_SAVED.inc(self.forest.tokens_saved)
+        self._to_save = self.forest.tokens_saved
 
     def not_shared(self) -> str | None:
         """Why nothing is shared in this step; None when something is."""
@@ -67,6 +67,10 @@ class SharedPrefixSteps:
             logger.info("decode attention: first layer step by %s (%s)", backend, reason)
         self.steps[backend, reason] += layers
         STEPS.labels(backend, reason).inc(layers)
+        if reason == SHARED:
+            self.tokens_saved += self._to_save
+            TOKENS_SAVED.inc(self._to_save)
+            self._to_save = 0
 
 
 def not_covered(
