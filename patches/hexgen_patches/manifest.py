@@ -642,6 +642,10 @@ FACTS: tuple[Fact, ...] = (
         "a replay's batch is known again by its array of new slots",
     ),
     Fact(
+        Text(f"{_FORWARD_BATCH}.init_new", "rids=[req.rid for req in batch.reqs]"),
+        "a copy of a batch is known again by its list of request ids",
+    ),
+    Fact(
         Names(
             _REQ,
             (

@@ -7,6 +7,7 @@ slot.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -45,7 +46,9 @@ class Steps:
         `layer` changes what the layers ask for: then SGLang's own backend says what is right.
         """
         parts, attention = self.parts, self.parts.attention
-        batch = parts.next_step()
+        made = parts.next_step()
+        # SGLang computes a copy over buffers of its own.
+        batch = dataclasses.replace(made, out_cache_loc=made.out_cache_loc.clone())
         before = attention.shared.tokens_saved
         (prepare or attention.init_forward_metadata)(batch)
         self.check_groups(batch)
@@ -287,8 +290,8 @@ def graphs(steps: Steps) -> None:
 
 
 def replaced(batch: Any) -> Any:
-    """The batch with another array of new slots, as SGLang makes one where it pads."""
-    batch.out_cache_loc = batch.out_cache_loc.clone()
+    """The batch as one that SGLang makes from it without our knowing."""
+    batch.out_cache_loc, batch.rids = batch.out_cache_loc.clone(), None
     return batch
 
 

@@ -9,10 +9,13 @@ of one namespace, they hold the same slots, as far as both are protected.
 
 How this stays with the batch that it belongs to: SGLang's scheduler thread makes a ForwardBatch
 of its batch, and prepares and launches the forward pass, without running anything else between,
-also with the overlap schedule, which only processes the results later. `noted` is called at the
-making, and answers in the preparation only for that very batch, told by its `out_cache_loc`,
-which every pass has a new one of. The device reads the KV table as it was when the batch was
-launched: its stream waits for what was written before, and SGLang keeps later writes waiting.
+also with the overlap schedule, which only processes the results later. `note` is called at the
+making, and `noted` answers in the preparation only for that very batch. Without a graph SGLang
+computes a copy of it over buffers of its own, which still has the batch's list of request ids; a
+graph's view of it has its array of new slots, `out_cache_loc`. Both are made anew for every pass
+and held here until the next, so that no other batch can be taken for this one. The device reads
+the KV table as it was when the batch was launched: its stream waits for what was written before,
+and SGLang keeps later writes waiting.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from hexgen_kernels.shared_prefix_decode.forest import Int32
 
 
 class _Noted(NamedTuple):
+    rids: Any
     out_cache_loc: Any
     requests: tuple[Any, ...]
 
@@ -38,18 +42,21 @@ _last: _Noted | None = None
 def note(batch: Any, forward_batch: Any) -> None:
     """Remember whose rows SGLang's `forward_batch` has; replaces what was remembered."""
     global _last
-    _last = _Noted(forward_batch.out_cache_loc, tuple(batch.reqs))
+    _last = _Noted(forward_batch.rids, forward_batch.out_cache_loc, tuple(batch.reqs))
 
 
 def noted(forward_batch: Any) -> tuple[Any, ...] | None:
-    """SGLang's requests by row, if `forward_batch` (or a graph's view of it) is the last noted.
+    """SGLang's requests by row, if `forward_batch` is the last noted, a copy or a graph's view.
 
-    Rows that pad a graph have none. None also where SGLang has made another batch of its own
-    from the one that was noted.
+    Rows that pad it, behind the others, have none. None: it is another batch.
     """
-    if _last is None or _last.out_cache_loc is None:
+    if _last is None:
         return None
-    return _last.requests if forward_batch.out_cache_loc is _last.out_cache_loc else None
+    same_ids = _last.rids is not None and getattr(forward_batch, "rids", None) is _last.rids
+    slots = _last.out_cache_loc
+    if same_ids or (slots is not None and forward_batch.out_cache_loc is slots):
+        return _last.requests
+    return None
 
 
 class Name(NamedTuple):

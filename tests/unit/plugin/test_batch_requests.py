@@ -86,12 +86,17 @@ def test_names_change_with_what_is_shared_and_are_never_used_again() -> None:
         seen.add(name)
 
 
-def test_a_batch_is_known_by_its_new_slots() -> None:
-    requests, slots = [Request([1], 0), Request([2], 0)], object()
-    batch_requests.note(SimpleNamespace(reqs=requests), SimpleNamespace(out_cache_loc=slots))
+def test_a_batch_is_known_by_its_list_of_ids_or_by_its_new_slots() -> None:
+    requests, rids, slots = [Request([1], 0), Request([2], 0)], ["a", "b"], object()
+    made = SimpleNamespace(rids=rids, out_cache_loc=slots)
+    batch_requests.note(SimpleNamespace(reqs=requests), made)
     requests.append(Request([3], 0))  # SGLang changes its list for the next step
+    copy = SimpleNamespace(rids=rids, out_cache_loc=object())
     view = SimpleNamespace(out_cache_loc=slots)
-    assert batch_requests.noted(view) == tuple(requests[:2])
-    assert batch_requests.noted(SimpleNamespace(out_cache_loc=object())) is None
-    batch_requests.note(SimpleNamespace(reqs=[]), SimpleNamespace(out_cache_loc=None))
-    assert batch_requests.noted(SimpleNamespace(out_cache_loc=None)) is None
+    for known in (made, copy, view):
+        assert batch_requests.noted(known) == tuple(requests[:2])
+    other = SimpleNamespace(rids=list(rids), out_cache_loc=object())
+    assert batch_requests.noted(other) is None
+    nothing = SimpleNamespace(rids=None, out_cache_loc=None)
+    batch_requests.note(SimpleNamespace(reqs=[]), nothing)
+    assert batch_requests.noted(nothing) is None
