@@ -12,6 +12,8 @@ FOLDER/summary.json:
 
 `--summary-only` counts again what is there. Ratios are other / `hexgen` for seconds and scales and
 `hexgen` / other for goodput, so that above 1 is better; over several cells their geometric mean.
+Lower bounds: each workflow alone on the worker that is fastest for it (mean and P95), and the fluid
+of `hexgen_sglang.workload.fluid` at the cell's rate (mean).
 """
 
 from __future__ import annotations
@@ -27,12 +29,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hexgen_sglang.bench.plan import cluster_profiles
 from hexgen_sglang.cluster.config import load_cluster
+from hexgen_sglang.core.accelerator import AcceleratorProfile
 from hexgen_sglang.core.errors import ConfigError, HexgenError
 from hexgen_sglang.results.statistics import goodput_per_s
+from hexgen_sglang.workload.fluid import fluid_mean_s
 from hexgen_sglang.workload.formats import load_trace
 from hexgen_sglang.workload.latency import unloaded_s
+from hexgen_sglang.workload.trace import Trace
 
 # From the repository root, so that the commands in the results mean something elsewhere.
 CLUSTERS = Path("launch/configs/clusters")
@@ -243,7 +250,10 @@ def summary(folder: Path) -> dict[str, Any]:
         },
         "scale_at_95_vs_paper": mean_of(row["scale_at_95_vs_paper"] for row in cells),
         "scale_at_99_vs_paper": mean_of(row["scale_at_99_vs_paper"] for row in cells),
-        "mean_vs_lower_bound": by_load(cells, "mean_vs_lower_bound"),
+        **{
+            name: by_load(cells, name)
+            for name in ("mean_vs_lower_bound", "mean_vs_fluid_bound", "p95_vs_lower_bound")
+        },
         "valid": all(result["valid"] for result in results),
         "seeds": results[0]["seeds"],
         "workflows": results[0]["settings"]["workflows_per_run"],
@@ -266,7 +276,9 @@ def merged(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def cell_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each load of a result: `hexgen` beside the tuned `paper` and the best other."""
     rows = []
-    bound_s = lower_bound_mean_s(result)
+    trace, profiles = drawn_from(result)
+    alone_s = alone_on_fastest_s(trace, profiles)
+    alone_mean_s, alone_p95_s = float(np.mean(alone_s)), float(np.percentile(alone_s, 95))
     for load in result["loads"]:
         systems = load["systems"]
         ours = systems[OURS]
@@ -274,6 +286,7 @@ def cell_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
         papers = {name: row for name, row in systems.items() if is_paper(name)}
         best = min(others, key=lambda name: others[name]["p95_s"])
         tuned = min(papers, key=lambda name: papers[name]["p95_s"])
+        fluid_s = fluid_mean_s(trace, profiles, load["rate"])
         row = {
             "cluster": result["cluster"],
             "trace": result["trace"],
@@ -286,8 +299,12 @@ def cell_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             "p95_vs_paper": papers[tuned]["p95_s"] / ours["p95_s"],
             "p95_vs_best_baseline": others[best]["p95_s"] / ours["p95_s"],
             "p95_vs_fcfs_round_robin": systems["fcfs+round_robin"]["p95_s"] / ours["p95_s"],
-            "lower_bound_mean_s": bound_s,
-            "mean_vs_lower_bound": ours["mean_s"] / bound_s,
+            "lower_bound_mean_s": alone_mean_s,
+            "mean_vs_lower_bound": ours["mean_s"] / alone_mean_s,
+            "lower_bound_p95_s": alone_p95_s,
+            "p95_vs_lower_bound": ours["p95_s"] / alone_p95_s,
+            "fluid_bound_mean_s": fluid_s,
+            "mean_vs_fluid_bound": ours["mean_s"] / fluid_s,
         }
         for scale in ("scale_at_95", "scale_at_99"):
             least = min(papers[name][scale] for name in papers)
@@ -333,13 +350,15 @@ def goodput_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def lower_bound_mean_s(result: dict[str, Any]) -> float:
-    """Mean latency of the trace's workflows, each alone on the worker that is fastest for it."""
+def drawn_from(result: dict[str, Any]) -> tuple[Trace, list[AcceleratorProfile]]:
+    """What a result's workflows were drawn from, and the profiles of its workers."""
     cluster = load_cluster(CLUSTERS / f"{result['cluster']}.toml")
-    profiles = cluster_profiles(cluster, None)
-    workflows = load_trace(result["settings"]["trace_origin"]).workflows
-    alone = [min(unloaded_s(one, [profile]) for profile in profiles) for one in workflows]
-    return sum(alone) / len(alone)
+    return load_trace(result["settings"]["trace_origin"]), cluster_profiles(cluster, None)
+
+
+def alone_on_fastest_s(trace: Trace, profiles: Sequence[AcceleratorProfile]) -> list[float]:
+    """Latency of each workflow of the trace, alone on the worker that is fastest for it."""
+    return [min(unloaded_s(one, [kind]) for kind in profiles) for one in trace.workflows]
 
 
 def is_paper(name: str) -> bool:
