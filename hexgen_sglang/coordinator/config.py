@@ -22,6 +22,7 @@ from hexgen_sglang.coordinator.tuning_config import TuningConfig
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.core.strict import convert
 from hexgen_sglang.policies.dispatch import DISPATCH
+from hexgen_sglang.policies.estimators import RemainingWork
 from hexgen_sglang.policies.ordering import ORDERING
 from hexgen_sglang.protocol.tag import BudgetMs, Name
 from hexgen_sglang.transport.endpoints import checked_endpoint
@@ -153,8 +154,9 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
             False where limits are the true lengths, as in benchmarks, so that no policy
             learns a length from them.
         remaining_work: how much a workflow still needs is estimated as the mean of those of its
-            type after the same stage ("means"), or by their stages as a Markov chain that counts
-            how often a stage was entered ("chain").
+            type after the same stage ("means"), by their stages as a Markov chain that counts how
+            often a stage was entered ("chain"), or as what nine of ten of its type did not exceed
+            ("p90"), so that slack is judged with caution.
         accelerators: folder of accelerator profiles. Until a worker's own step times, or the
             rates of its ended requests, are known, its steps are taken to cost what the profile
             with the name of its hardware states. None: nothing is assumed of it.
@@ -232,7 +234,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_de
     tenant_shares: Literal["keys", "stated", "off"] = "keys"
     tenant_half_life_s: Seconds = 60.0
     trust_output_limits: bool = True
-    remaining_work: Literal["means", "chain"] = "means"
+    remaining_work: RemainingWork = "means"
     accelerators: Annotated[str, Meta(min_length=1, max_length=4_096)] | None = None
     accelerators_time_scale: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     max_queued: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000

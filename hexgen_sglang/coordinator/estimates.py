@@ -19,6 +19,7 @@ from hexgen_sglang.core.worker import StepCosts
 from hexgen_sglang.policies.estimators import (
     PrefixMemory,
     PromptLengths,
+    RemainingWork,
     StageEstimates,
     WorkerCosts,
     WorkerRates,
@@ -61,8 +62,7 @@ class Estimates:
 
     Args:
         trust_output_limits: a request makes no more output than its own limit.
-
-        uses_chain: as of `StageEstimates`.
+        remaining: as of `StageEstimates`.
 
     Attributes:
         stages, rates, costs, prompts, prefixes: the estimators themselves.
@@ -71,9 +71,11 @@ class Estimates:
             cannot be.
     """
 
-    def __init__(self, trust_output_limits: bool = True, *, uses_chain: bool = False) -> None:
+    def __init__(
+        self, trust_output_limits: bool = True, *, remaining: RemainingWork = "means"
+    ) -> None:
         self._trust_output_limits = trust_output_limits
-        self.stages = StageEstimates(uses_chain=uses_chain)
+        self.stages = StageEstimates(remaining=remaining)
         self.num_refused_reports = 0
         self.exact: ExactMatch = _unknown
         self.rates = WorkerRates()

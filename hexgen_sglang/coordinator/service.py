@@ -100,9 +100,7 @@ class Coordinator:
         self.listeners: list[Callable[[Workflow], None]] = []
         self.tracing = _tracing(config.tracing)
         metrics = Metrics()
-        estimates = Estimates(
-            config.trust_output_limits, uses_chain=config.remaining_work == "chain"
-        )
+        estimates = Estimates(config.trust_output_limits, remaining=config.remaining_work)
         if config.accelerators is not None:
             folder = Path(config.accelerators)
             estimates.state_costs(stated_costs(folder, config.accelerators_time_scale))

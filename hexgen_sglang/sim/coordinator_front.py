@@ -108,9 +108,7 @@ class CoordinatorFront:
         self._send = send
         self._events = events
         self._delays = delays
-        self._estimates = Estimates(
-            config.trust_output_limits, uses_chain=config.remaining_work == "chain"
-        )
+        self._estimates = Estimates(config.trust_output_limits, remaining=config.remaining_work)
         if config.accelerators is not None:
             self._estimates.state_costs(stated_costs(Path(config.accelerators)))
         self._workers = {

@@ -265,7 +265,7 @@ def test_predictions_are_held_against_what_came() -> None:
 
 
 def test_both_answers_are_the_same_where_workflows_are() -> None:
-    plain, chain = StageEstimates(), StageEstimates(uses_chain=True)
+    plain, chain = StageEstimates(), StageEstimates(remaining="chain")
     visits = [StageVisit(name, 2.0 * n, 2.0 * n + 1, 1.0) for n, name in enumerate("abc")]
     assert chain.remaining_after_s("t", "a") is None
     for stages in (plain, chain):

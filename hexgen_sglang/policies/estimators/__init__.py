@@ -11,7 +11,7 @@ from hexgen_sglang.policies.estimators.errors import EstimateError, EstimateErro
 from hexgen_sglang.policies.estimators.prefixes import PrefixMemory
 from hexgen_sglang.policies.estimators.prompt_length import PromptLengths
 from hexgen_sglang.policies.estimators.quantiles import Quantiles
-from hexgen_sglang.policies.estimators.stages import StageEstimates, StageVisit
+from hexgen_sglang.policies.estimators.stages import RemainingWork, StageEstimates, StageVisit
 from hexgen_sglang.policies.estimators.step_costs import StepCostFit
 from hexgen_sglang.policies.estimators.worker_costs import WorkerCosts, profile_costs
 from hexgen_sglang.policies.estimators.worker_rates import Rates, WorkerRates
@@ -28,6 +28,7 @@ __all__ = [
     "Quantiles",
     "Rates",
     "Remaining",
+    "RemainingWork",
     "RunningMean",
     "StageChains",
     "StageEstimates",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from hexgen_sglang.policies.estimators.alone import AlonePaths
 from hexgen_sglang.policies.estimators.averages import BoundedTable, RunningMean
@@ -16,6 +17,10 @@ from hexgen_sglang.policies.estimators.chain import Remaining, StageChains, Step
 from hexgen_sglang.policies.estimators.errors import EstimateErrors
 from hexgen_sglang.policies.estimators.quantiles import Quantiles
 
+# How the work that remains after a stage is told: see `StageEstimates`.
+RemainingWork = Literal["means", "chain", "p90"]
+_HIGH = 0.9
+_MS = 1_000.0  # quantiles tell nothing apart below 1
 # Requests with one sibling index before their own mean is told.
 _MIN_SIBLINGS = 4
 
@@ -54,10 +59,11 @@ class _RequestCost:
 
 @dataclass(slots=True)
 class _VisitCost:
-    """Means over visits of a stage."""
+    """Means over visits of a stage; quantiles, in milliseconds, only where they are asked for."""
 
     seconds: RunningMean = field(default_factory=RunningMean)
     remaining_s: RunningMean = field(default_factory=RunningMean)
+    remaining_ms: Quantiles = field(default_factory=Quantiles)
 
 
 class StageEstimates:
@@ -65,15 +71,16 @@ class StageEstimates:
 
     Args:
         max_entries: of each table; the longest unused goes first.
-        uses_chain: `remaining_after_s` is the chain's answer, not the plain mean.
+        remaining: `remaining_after_s` is the mean over ended workflows ("means"), what nine of ten
+            of them did not exceed ("p90"), or the chain's answer ("chain").
 
     Attributes:
         errors: of its predictions. Output tokens are told to it by the coordinator.
         alone: what workflows would need with the cluster to themselves.
     """
 
-    def __init__(self, max_entries: int = 4_096, *, uses_chain: bool = False) -> None:
-        self._uses_chain = uses_chain
+    def __init__(self, max_entries: int = 4_096, *, remaining: RemainingWork = "means") -> None:
+        self._remaining = remaining
         self._chains = StageChains()
         self.errors = EstimateErrors()
         self.alone = AlonePaths(max_entries)
@@ -140,6 +147,8 @@ class StageEstimates:
             cost = self._visits.at((workflow_type, visit.stage))
             cost.seconds.add(visit.service_s)
             cost.remaining_s.add(remaining_s)
+            if self._remaining == "p90":
+                cost.remaining_ms.add(_MS * remaining_s)
         self._chains.note(workflow_type, list(_steps(visits)))
         self.alone.note(workflow_type, visits)
 
@@ -178,15 +187,18 @@ class StageEstimates:
         return None if cost is None else cost.output_quantiles.at(share)
 
     def remaining_after_s(self, workflow_type: str, stage: str, visit: int = 1) -> float | None:
-        """Expected seconds a workflow needs after its `visit`-th visit of the stage.
+        """Seconds that a workflow is taken to need after its `visit`-th visit of the stage.
 
         None when unseen.
         """
-        if self._uses_chain:
+        if self._remaining == "chain":
             remaining = self._chains.remaining(workflow_type, stage, visit)
             return None if remaining is None else remaining.seconds
         visits = self._visits.get((workflow_type, stage))
-        return visits.remaining_s.mean if visits else None
+        if visits is None:
+            return None
+        high_ms = visits.remaining_ms.at(_HIGH)
+        return visits.remaining_s.mean if high_ms is None else high_ms / _MS
 
     def remaining_work(self, workflow_type: str, stage: str, visit: int = 1) -> Remaining | None:
         """Requests, tokens and seconds still to come, by the chain; None when unseen."""

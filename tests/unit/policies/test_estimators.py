@@ -105,6 +105,26 @@ def test_what_remains_is_later_service_and_tool_time_without_queueing() -> None:
     assert stages.stage_s("sql", "draft") == pytest.approx(4.0)
 
 
+def test_remaining_work_may_be_what_nine_of_ten_do_not_exceed() -> None:
+    mean, high = StageEstimates(), StageEstimates(remaining="p90")
+    for number in range(100):
+        second_s = 100.0 if number % 5 == 0 else 10.0
+        for stages in (mean, high):
+            stages.note_workflow(
+                "t",
+                [
+                    StageVisit("a", 0.0, 1.0, 1.0),
+                    StageVisit("b", 1.0, 1.0 + second_s, second_s),
+                ],
+            )
+    usual_s = mean.remaining_after_s("t", "a")
+    assert usual_s is not None
+    assert 15.0 < usual_s < 45.0
+    assert high.remaining_after_s("t", "a") == pytest.approx(100.0, rel=0.05)
+    assert high.remaining_after_s("t", "b") == pytest.approx(0.0, abs=0.01)
+    assert high.remaining_after_s("t", "unseen") is None
+
+
 def test_overlapping_stages_cannot_remain_longer_than_time_passed() -> None:
     stages = StageEstimates()
     visits = [
