@@ -14,20 +14,17 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from hexgen_sglang.bench.plan import cluster_profiles
 from hexgen_sglang.bench.systems import parse_system
-from hexgen_sglang.cluster.config import load_cluster
 from hexgen_sglang.core.errors import HexgenError
 from hexgen_sglang.results.schema import RunFacts
-from hexgen_sglang.sim.run import SimSettings, simulate
-from hexgen_sglang.workload.capacity import capacity_per_s
-from hexgen_sglang.workload.formats import load_trace
-from hexgen_sglang.workload.plan import WorkloadSettings, build_workload
+from hexgen_sglang.sim.run import simulate
+from hexgen_sglang.sim.testbed import Testbed
 
 CLUSTER = Path(__file__).parents[1] / "configs" / "clusters" / "hetero-1.toml"
 _REFUSED = "requests never ended"
@@ -57,24 +54,17 @@ def run_row(facts: RunFacts) -> dict[str, float]:
     }
 
 
-def cell(args: argparse.Namespace, load: float, attainment: float) -> dict[str, Any]:
+def cell(bed: Testbed, args: argparse.Namespace, load: float, attainment: float) -> dict[str, Any]:
     """Means over the seeds of one load and stated attainment."""
-    cluster = load_cluster(args.cluster)
-    profiles = cluster_profiles(cluster, None)
-    trace = load_trace(args.trace)
-    rate_per_s = load * capacity_per_s(trace, list(profiles))
-    coordinator = msgspec.structs.replace(
-        cluster.coordinator, admission_attainment=attainment or None
-    )
-    names = tuple(name for row in cluster.workers for name in row.names())
+    coordinator = msgspec.structs.replace(bed.coordinator, admission_attainment=attainment or None)
+    settings = replace(bed.settings(), coordinator=coordinator)
     rows = []
     for seed in args.seeds:
-        settings = WorkloadSettings(
-            rate_per_s, args.workflows, seed, deadline_scale=args.deadline_scale
+        workload = bed.workload(
+            f"{load:%}", args.workflows, seed, deadline_scale=args.deadline_scale
         )
-        workload = build_workload(trace, settings, profiles)
-        sim = SimSettings(worker_names=names, coordinator=coordinator)
-        rows.append(run_row(simulate(parse_system(args.system), workload, profiles, sim)))
+        facts = simulate(parse_system(args.system), workload, bed.profiles, settings)
+        rows.append(run_row(facts))
     means = {name: statistics.mean(row[name] for row in rows) for name in rows[0]}
     return {"load": load, "stated": attainment, **means, "runs": rows}
 
@@ -92,11 +82,12 @@ def main() -> int:
     parser.add_argument("--deadline-scale", type=float, default=4.0)
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
+    bed = Testbed.of(args.cluster, str(args.trace))
     cells = []
     print("load stated refused admitted  sent")
     for load in args.loads:
         for attainment in args.attainments:
-            row = cell(args, load, attainment)
+            row = cell(bed, args, load, attainment)
             cells.append(row)
             shown = (row["refused_frac"], row["admitted_attainment"], row["sent_attainment"])
             print(f"{load:4.2f} {attainment:6.2f}", *(f"{x:7.3f}" for x in shown), flush=True)

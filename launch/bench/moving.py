@@ -13,24 +13,20 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from hexgen_sglang.bench.plan import cluster_profiles
-from hexgen_sglang.bench.systems import parse_system
-from hexgen_sglang.cluster.config import load_cluster
 from hexgen_sglang.core.accelerator import AcceleratorProfile
 from hexgen_sglang.core.errors import HexgenError
 from hexgen_sglang.sim.clock import MESSAGE
 from hexgen_sglang.sim.engine import Engine
 from hexgen_sglang.sim.engine_request import EngineRequest
-from hexgen_sglang.sim.run import SimSettings, simulate
-from hexgen_sglang.workload.capacity import capacity_per_s
-from hexgen_sglang.workload.formats import load_trace
-from hexgen_sglang.workload.plan import Workload, WorkloadSettings, build_workload
+from hexgen_sglang.sim.testbed import Testbed
+from hexgen_sglang.workload.plan import Workload
 
 CLUSTER = Path(__file__).parents[1] / "configs" / "clusters" / "hetero-1.toml"
 
@@ -81,22 +77,19 @@ class Slowing:
         return engine
 
 
-def run(args: argparse.Namespace, workload: Workload, times: float, overdue: float) -> Any:
+def run(
+    bed: Testbed, system: str, workload: Workload, times: float, overdue: float
+) -> dict[str, float]:
     """Latencies, attainment and moves of one run."""
-    cluster = load_cluster(args.cluster)
-    profiles = cluster_profiles(cluster, None)
-    names = tuple(name for row in cluster.workers for name in row.names())
     arrivals = [planned.arrival_s for planned in workload.workflows]
     span = (arrivals[len(arrivals) // 3], arrivals[2 * len(arrivals) // 3])
-    slowing = Slowing(names[0], times, *span)
-    settings = SimSettings(
-        worker_names=names,
-        coordinator=msgspec.structs.replace(cluster.coordinator, move_overdue=overdue),
+    slowing = Slowing(bed.worker_names[0], times, *span)
+    settings = replace(
+        bed.settings(),
+        coordinator=msgspec.structs.replace(bed.coordinator, move_overdue=overdue),
         make_engine=slowing,
     )
-    facts = simulate(parse_system(args.system), workload, profiles, settings)
-    if facts.broken:
-        raise HexgenError("; ".join(facts.broken))
+    facts = bed.run(system, workload, settings)
     rows = [row for row in facts.run.workflows if not row.warmup]
     taken = [row.end_s - row.arrival_s for row in rows]
     met = [row.budget_s is not None and row.end_s <= row.arrival_s + row.budget_s for row in rows]
@@ -121,19 +114,14 @@ def main() -> int:
     parser.add_argument("--workflows", type=int, default=200)
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
-    profiles = cluster_profiles(load_cluster(args.cluster), None)
-    trace = load_trace(args.trace)
+    bed = Testbed.of(args.cluster, str(args.trace))
     cells = []
     print("load slower overdue     p95    mean attainment   moved")
     for load in args.loads:
-        rate_per_s = load * capacity_per_s(trace, list(profiles))
-        workloads = [
-            build_workload(trace, WorkloadSettings(rate_per_s, args.workflows, seed), profiles)
-            for seed in args.seeds
-        ]
+        workloads = [bed.workload(f"{load:%}", args.workflows, seed) for seed in args.seeds]
         for times in args.slower:
             for overdue in args.overdue:
-                rows = [run(args, workload, times, overdue) for workload in workloads]
+                rows = [run(bed, args.system, workload, times, overdue) for workload in workloads]
                 means = {name: statistics.mean(row[name] for row in rows) for name in rows[0]}
                 cell = {"load": load, "slower": times, "overdue": overdue, **means, "runs": rows}
                 cells.append(cell)

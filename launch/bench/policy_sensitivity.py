@@ -15,29 +15,21 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
-
-from hexgen_sglang.bench.plan import cluster_profiles
-from hexgen_sglang.bench.systems import parse_system
-from hexgen_sglang.cluster.config import load_cluster
-from hexgen_sglang.core.accelerator import AcceleratorProfile
-from hexgen_sglang.core.errors import HexgenError, LawViolation
+from hexgen_sglang.core.errors import HexgenError
 from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.core.worker import StepCosts
 from hexgen_sglang.policies.estimators import StepCostFit
 from hexgen_sglang.sim import coordinator_front
 from hexgen_sglang.sim.engine import Engine
 from hexgen_sglang.sim.host import Delays, HostTimes
-from hexgen_sglang.sim.run import DEFAULT_SETTINGS, SimSettings, simulate
-from hexgen_sglang.workload.capacity import capacity_per_s
-from hexgen_sglang.workload.formats import load_trace
-from hexgen_sglang.workload.plan import WorkloadSettings, build_workload
+from hexgen_sglang.sim.run import SimSettings
+from hexgen_sglang.sim.testbed import Latency, Testbed
 from hexgen_sglang.workload.prefixes import prompts_of
 from hexgen_sglang.workload.trace import (
     PrefixPart,
@@ -76,15 +68,15 @@ class Conditions:
     """What is not as usual.
 
     Attributes:
-        trace: what the workflows are drawn from.
-        view: what policies see instead of a request's view.
+        bed: the workers, and what the workflows are drawn from.
         settings: of the simulator.
+        view: what policies see instead of a request's view.
         deadline_scale: of the workload; None: best effort.
     """
 
-    trace: Trace
+    bed: Testbed
+    settings: SimSettings
     view: View = lambda view: view
-    settings: SimSettings = DEFAULT_SETTINGS
     deadline_scale: float | None = 4.0
 
 
@@ -180,72 +172,46 @@ def untagged(trace: Trace) -> Trace:
     return replace(trace, workflows=tuple(workflows))
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Seconds of workflows."""
-
-    p95_s: float
-    mean_s: float
-
-    def over(self, other: Latency, name: str = "") -> dict[str, float]:
-        """Both as a multiple of another's, under keys with a name in front."""
-        return {
-            f"{name}p95_ratio": self.p95_s / other.p95_s,
-            f"{name}mean_ratio": self.mean_s / other.mean_s,
-        }
-
-
-def latency(
-    system: str,
-    conditions: Conditions,
-    profiles: Sequence[AcceleratorProfile],
-    rate_per_s: float,
-    args: argparse.Namespace,
-    workflows: int,
-) -> Latency:
-    """Of all measured workflows of all seeds.
-
-    Raises:
-        LawViolation: a law of the simulator broke.
-    """
+def latency(system: str, conditions: Conditions, load: str, workflows: int, seeds: int) -> Latency:
+    """Of all measured workflows of all seeds."""
     latencies: list[float] = []
     seen = coordinator_front.request_view
 
     def view(*given: Any) -> RequestView:
         return conditions.view(seen(*given))
 
-    for seed in range(args.seeds):
-        settings = WorkloadSettings(
-            rate_per_s, workflows, seed, deadline_scale=conditions.deadline_scale
+    for seed in range(seeds):
+        workload = conditions.bed.workload(
+            load, workflows, seed, deadline_scale=conditions.deadline_scale
         )
-        workload = build_workload(conditions.trace, settings, profiles)
         with mock.patch.object(coordinator_front, "request_view", view):
-            facts = simulate(parse_system(system), workload, profiles, conditions.settings)
-        if facts.broken:
-            raise LawViolation("; ".join(facts.broken))
+            facts = conditions.bed.run(system, workload, conditions.settings)
         latencies += [one.e2e_s for one in facts.run.measured()]
-    return Latency(float(np.percentile(latencies, 95)), float(np.mean(latencies)))
+    return Latency.of(latencies)
 
 
 def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each load and each thing tried."""
-    cluster = load_cluster(args.cluster)
-    profiles = cluster_profiles(cluster, None)
-    trace = load_trace(args.trace)
-    usual = Conditions(trace)
+    bed = Testbed.of(args.cluster, args.trace)
+    settings = bed.settings()
+    usual = Conditions(bed, settings)
     wrong = {
         "profiles wrong by 30 %": replace(
-            usual, settings=SimSettings(make_engine=with_wrong_costs())
+            usual, settings=replace(settings, make_engine=with_wrong_costs())
         ),
         "lengths misjudged, sigma 0.5": replace(usual, view=misjudged),
-        "20 % of workflows revise 3 times as often": replace(usual, trace=revised_more(trace)),
+        "20 % of workflows revise 3 times as often": replace(
+            usual, bed=replace(bed, trace=revised_more(bed.trace))
+        ),
         "reports 500 ms late": replace(
-            usual, settings=SimSettings(host=HostTimes(delays=Delays(report_s=LATE_S)))
+            usual, settings=replace(settings, host=HostTimes(delays=Delays(report_s=LATE_S)))
         ),
     }
-    single = Conditions(untagged(trace), unlearned, deadline_scale=None)
-    per_workflow = len(single.trace.workflows) / len(trace.workflows)
-    capacity = capacity_per_s(trace, profiles)
+    requests = untagged(bed.trace)
+    per_workflow = len(requests.workflows) / len(bed.trace.workflows)
+    capacity = bed.capacity_per_s * per_workflow
+    single_bed = replace(bed, trace=requests, capacity_per_s=capacity)
+    single = Conditions(single_bed, settings, unlearned, deadline_scale=None)
     rows: list[dict[str, Any]] = []
 
     def note(kind: str, name: str, load: str, **values: float) -> None:
@@ -253,13 +219,12 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
         print(kind, name, load, {key: round(value, 3) for key, value in values.items()}, flush=True)
 
     for load in args.loads:
-        rate = float(load.removesuffix("%")) / 100 * capacity
 
         def run(
-            system: str, conditions: Conditions, *, rate: float = rate, times: float = 1.0
+            system: str, conditions: Conditions, *, load: str = load, times: float = 1.0
         ) -> Latency:
             count = round(args.workflows * times)
-            return latency(system, conditions, profiles, rate * times, args, count)
+            return latency(system, conditions, load, count, args.seeds)
 
         whole = run(OURS, usual)
         note("usual", "hexgen", load, p95_s=whole.p95_s, mean_s=whole.mean_s)

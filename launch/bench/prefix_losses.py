@@ -18,23 +18,17 @@ import json
 import math
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hexgen_sglang.bench.loads import parse_loads
-from hexgen_sglang.bench.plan import cluster_profiles
-from hexgen_sglang.bench.systems import parse_system
-from hexgen_sglang.cluster.config import load_cluster
 from hexgen_sglang.core.errors import HexgenError
 from hexgen_sglang.results.schema import RunFacts
 from hexgen_sglang.sim.admission import Admission
 from hexgen_sglang.sim.engine import Engine, Prefill
 from hexgen_sglang.sim.engine_request import EngineRequest
 from hexgen_sglang.sim.prefix_cache import PrefixCache
-from hexgen_sglang.sim.run import SimSettings, simulate
-from hexgen_sglang.workload.capacity import capacity_per_s
-from hexgen_sglang.workload.formats import load_trace
-from hexgen_sglang.workload.plan import WorkloadSettings, build_workload
+from hexgen_sglang.sim.testbed import Testbed
 
 OFF, FREE = "off", "free_prewarm"
 DISPATCH, ENGINE = "coordinator:marginal_cost", "hexgen"
@@ -120,20 +114,15 @@ def measure(
     working_set: float | None = None,
 ) -> dict[str, Any]:
     """One cell in every way; `working_set`: another than the cluster file's."""
-    config = load_cluster(cluster)
-    profiles, loaded = cluster_profiles(config, None), load_trace(trace)
-    (asked,) = parse_loads(load, capacity_per_s(loaded, profiles))
-    settings = WorkloadSettings(rate_per_s=asked.rate_per_s, num_workflows=workflows, seed=seed)
-    workload = build_workload(loaded, settings, profiles)
-    names = tuple(name for row in config.workers for name in row.names())
+    bed = Testbed.of(cluster, trace)
+    workload = bed.workload(load, workflows, seed)
     found: dict[str, Any] = {"trace": Path(trace).stem, "load": load, "seed": seed}
     kept, ahead = f"retain={share:g}", f"prewarm={share:g}"
     dispatch = DISPATCH if working_set is None else f"{DISPATCH}[working_set={working_set:g}]"
     for way in (OFF, kept, ahead, f"{kept};{ahead}", FREE):
         system = f"{dispatch}+{ENGINE}" + (f"[{way}]" if "=" in way else "")
         watch = Watch(free_prewarm=way == FREE)
-        sim = SimSettings(worker_names=names, coordinator=config.coordinator, make_engine=watch)
-        facts = simulate(parse_system(system), workload, profiles, sim)
+        facts = bed.run(system, workload, replace(bed.settings(), make_engine=watch))
         found[way] = figures(facts, watch)
     return found
 
@@ -156,7 +145,6 @@ def figures(facts: RunFacts, watch: Watch) -> dict[str, Any]:
         "ahead_present": sum(one.present for one in ahead),
         "p95_s": round(took[math.ceil(0.95 * len(took)) - 1], 2),
         "mean_s": round(sum(took) / len(took), 2),
-        "broken": list(facts.broken),
     }
 
 

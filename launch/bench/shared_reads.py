@@ -16,56 +16,44 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from hexgen_sglang.bench.loads import parse_loads
-from hexgen_sglang.bench.plan import cluster_profiles
-from hexgen_sglang.bench.systems import parse_system
-from hexgen_sglang.cluster.config import load_cluster
 from hexgen_sglang.core.accelerator import AcceleratorProfile, Sourced
 from hexgen_sglang.core.errors import ConfigError, HexgenError
-from hexgen_sglang.sim.run import SimSettings, simulate
-from hexgen_sglang.workload.capacity import capacity_per_s
-from hexgen_sglang.workload.formats import load_trace
-from hexgen_sglang.workload.plan import WorkloadSettings, build_workload
+from hexgen_sglang.sim.testbed import Testbed
 
 
-def sharing(profiles: Sequence[AcceleratorProfile], frac: float) -> list[AcceleratorProfile]:
+def sharing(profiles: Sequence[AcceleratorProfile], frac: float) -> tuple[AcceleratorProfile, ...]:
     """The profiles, with that share of a read for each repeated token."""
     if not 0 <= frac <= 1:
         raise ConfigError(f"frac={frac}: must be 0 to 1")
     stated = Sourced(frac, "assumed, to see what sharing would be worth")
-    return [
+    return tuple(
         msgspec.structs.replace(
             profile, decode=msgspec.structs.replace(profile.decode, repeated_read_frac=stated)
         )
         for profile in profiles
-    ]
+    )
 
 
 def measure(
     cluster: Path, trace: str, load: str, seed: int, workflows: int, fracs: Sequence[float]
 ) -> dict[str, Any]:
     """One cell: seconds of the workflows after the warm-up, without sharing and for each share."""
-    config = load_cluster(cluster)
-    profiles, loaded = cluster_profiles(config, None), load_trace(trace)
-    (asked,) = parse_loads(load, capacity_per_s(loaded, profiles))
-    settings = WorkloadSettings(rate_per_s=asked.rate_per_s, num_workflows=workflows, seed=seed)
-    workload = build_workload(loaded, settings, profiles)
-    names = tuple(name for row in config.workers for name in row.names())
-    sim = SimSettings(worker_names=names, coordinator=config.coordinator)
-    ways = {"read again": profiles} | {f"{frac:g}": sharing(profiles, frac) for frac in fracs}
+    bed = Testbed.of(cluster, trace)
+    workload = bed.workload(load, workflows, seed)
+    shared = {f"{frac:g}": replace(bed, profiles=sharing(bed.profiles, frac)) for frac in fracs}
     found: dict[str, Any] = {"trace": Path(trace).stem, "load": load, "seed": seed}
-    for way, crew in ways.items():
-        facts = simulate(parse_system("hexgen"), workload, crew, sim)
+    for way, reading in ({"read again": bed} | shared).items():
+        facts = reading.run("hexgen", workload)
         took = sorted(one.end_s - one.arrival_s for one in facts.run.workflows if not one.warmup)
         found[way] = {
             "mean_s": round(sum(took) / len(took), 2),
             "p95_s": round(took[math.ceil(0.95 * len(took)) - 1], 2),
-            "broken": list(facts.broken),
         }
     return found
 

@@ -13,20 +13,15 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from hexgen_sglang.bench.plan import cluster_profiles
-from hexgen_sglang.bench.systems import parse_system
-from hexgen_sglang.cluster.config import load_cluster
 from hexgen_sglang.core.errors import HexgenError
 from hexgen_sglang.results.schema import RunFacts
-from hexgen_sglang.sim.run import SimSettings, simulate
-from hexgen_sglang.workload.capacity import capacity_per_s
-from hexgen_sglang.workload.formats import load_trace
-from hexgen_sglang.workload.plan import WorkloadSettings, build_workload
+from hexgen_sglang.sim.testbed import Testbed
 
 
 def waits(facts: RunFacts) -> dict[str, Any]:
@@ -48,7 +43,6 @@ def waits(facts: RunFacts) -> dict[str, Any]:
         "p99_workflow_s": stays[round(0.99 * (len(stays) - 1))],
         "attainment": sum(met) / len(met) if met else None,
         "after_last_arrival_s": run.span_s - run.workflows[-1].arrival_s,
-        "valid": not facts.broken,
     }
 
 
@@ -66,19 +60,16 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     try:
-        cluster = load_cluster(args.cluster)
-        profiles = cluster_profiles(cluster, None)
-        trace = load_trace(args.trace)
-        load = float(args.load.removesuffix("%")) / 100
-        rate = load * capacity_per_s(trace, profiles)
-        number = round(args.hours * 3_600 * rate)
-        workload = build_workload(trace, WorkloadSettings(rate, number), profiles)
+        bed = Testbed.of(args.cluster, args.trace)
+        rate = bed.rate_per_s(args.load)
+        load = rate / bed.capacity_per_s
+        workload = bed.workload(args.load, round(args.hours * 3_600 * rate), seed=0)
         rows = []
         for ageing in args.ageing:
-            coordinator = msgspec.structs.replace(cluster.coordinator, demotion_ageing=ageing)
+            coordinator = msgspec.structs.replace(bed.coordinator, demotion_ageing=ageing)
             began_s = time.perf_counter()
-            settings = SimSettings(coordinator=coordinator)
-            row = waits(simulate(parse_system(args.system), workload, profiles, settings))
+            settings = replace(bed.settings(), coordinator=coordinator)
+            row = waits(bed.run(args.system, workload, settings))
             rows.append({"ageing": ageing, **row, "wall_s": time.perf_counter() - began_s})
             print(json.dumps(rows[-1]), flush=True)
     except HexgenError as error:

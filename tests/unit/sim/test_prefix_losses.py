@@ -19,7 +19,6 @@ def test_what_is_lost_and_what_a_perfect_prewarm_would_find() -> None:
     cell = losses.measure(cluster, "synthetic:20:3", "90%", seed=0, workflows=12, share=0.5)
     for way in (losses.OFF, "retain=0.5", losses.FREE):
         found = cell[way]
-        assert found["broken"] == []
         shares = [found[f"{name}_frac"] for name in ("hit", "evicted", "elsewhere")]
         assert all(share >= 0 for share in shares)
         assert 0 < sum(shares) < 1
