@@ -19,7 +19,7 @@ next event).
     budget. So a second costs as it does in the sum of the squares of these shares, the late
     ones' the more the later they are; but nobody gains by stating a budget that nothing could
     keep. Times `early_sibling_weight` for a sibling of a stage whose end another one decides.
-    Best effort: a quarter.
+    Best effort: a half.
 When to choose it: unequal workers and workflows with deadlines; `hexgen` in the bench.
 Reads (and how fresh): requests in flight (counted; first tokens as heard, of answers that are
 not streamed as predicted); step costs (measured
@@ -47,7 +47,9 @@ _MAX_STAGES = 16_384
 _MAX_WORKERS = 4_096
 # Slack and progress of what is in flight are looked at again after so long.
 _CROWD_AGE_S = 0.1
-_BEST_EFFORT_URGENCY = 0.25
+# As of a workflow that will have used half of its budget: with less, requests without a deadline go
+# to the slow workers while others have one, and get slower than under `least_load`.
+_BEST_EFFORT_URGENCY = 0.5
 _MOST_URGENCY = 10.0
 # Of a worker of which nothing is known: prefill 2,000 tokens/s, 30 ms a step.
 _UNKNOWN = StepCosts(0.05, 1 / 2_000, 0.0, 0.03, 0.0007, 2e-7)

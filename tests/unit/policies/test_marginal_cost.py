@@ -129,6 +129,16 @@ def test_a_workflow_that_will_be_later_pays_more_to_spare_itself_a_second() -> N
     assert pick(request(deadline_s=None), *candidates) == "b"
 
 
+@pytest.mark.parametrize(("used", "choice"), [(0.4, "b"), (0.6, "a")])
+def test_best_effort_counts_as_a_workflow_that_will_use_half_its_budget(
+    used: float, choice: str
+) -> None:
+    best_effort = in_flight("e", deadline_s=None, budget_s=None)
+    other = in_flight("o", deadline_s=205.0 - 100.0 * used)  # 5 s of work are left
+    candidates = Candidate(worker("a", best_effort)), Candidate(worker("b", other))
+    assert pick(request(), *candidates) == choice
+
+
 def test_a_budget_that_nothing_could_keep_gains_no_more_than_a_very_late_one() -> None:
     late = in_flight("late", deadline_s=-1_000.0)  # twelve times its budget by its end
     absurd = in_flight("absurd", deadline_s=100.001, budget_s=0.001)
