@@ -10,7 +10,7 @@ nothing can change, decode steps are taken together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hexgen_sglang.core.accelerator import AcceleratorProfile, prefill_s
@@ -405,11 +405,10 @@ class Engine:
                 self._is_full = True
             if self._is_full:
                 break
-            if self._order.holds_prefixes:
-                if repeats(request, in_progress, self.cache):
-                    held.append(request)
-                    continue
-                in_progress.append(request)
+            if self._is_held(request, in_progress):
+                held.append(request)
+                continue
+            in_progress.append(request)
             if not admission.admit(request):
                 self._is_full = admission.is_short and bool(admission.chosen or self.running)
                 break
@@ -422,6 +421,10 @@ class Engine:
         self.waiting = held + self.waiting[admitted + len(held) :]
         self._chunked = admission.chunked or self._chunked
         return self._prefill_of(admission)
+
+    def _is_held(self, request: EngineRequest, in_progress: Sequence[EngineRequest]) -> bool:
+        """Whether a waiting request stays behind in this step, whatever room there is."""
+        return self._order.holds_prefixes and repeats(request, in_progress, self.cache)
 
     def _in_progress(self) -> list[EngineRequest]:
         """Requests whose prompts are being computed, and not in the cache yet."""

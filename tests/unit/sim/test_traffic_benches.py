@@ -1,0 +1,90 @@
+"""The benches of mixed traffic and of waiting prefills, on small runs."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from hexgen_sglang.core.request import RequestView
+from hexgen_sglang.sim.engine_request import EngineRequest
+from hexgen_sglang.sim.testbed import Testbed
+
+ROOT = Path(__file__).parents[3]
+CLUSTER = ROOT / "launch" / "configs" / "clusters" / "hetero-1.toml"
+
+
+def script(name: str) -> ModuleType:
+    """A bench as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / "bench" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def bed() -> Testbed:
+    return Testbed.of(CLUSTER, "synthetic:20:3")
+
+
+def test_half_of_the_workflows_are_unknown_to_the_coordinator(bed: Testbed) -> None:
+    """What a client without tags gets is counted by workflow all the same."""
+    mixed = script("mixed_traffic")
+    workload = bed.workload("80%", 20, seed=0)
+    found = mixed.seconds_of(bed, "hexgen", workload)
+    measured = [one for one in workload.workflows if not one.warmup]
+    odd = [one for one in measured if one.index % 2]
+    assert len(found["untagged workflows"]) == len(odd)
+    assert len(found["tagged workflows"]) == len(measured) - len(odd)
+    of_odd = sum(len(stage.requests) for one in odd for stage in one.workflow.stages)
+    assert len(found["untagged requests"]) == of_odd
+    all_tagged = [one.e2e_s for one in bed.run("hexgen", workload).run.measured()]
+    assert sorted(found["untagged workflows"] + found["tagged workflows"]) != sorted(all_tagged)
+    rows = mixed.rows_of(bed, "80%", workflows=12, seeds=2)
+    assert [row["kind"] for row in rows] == sorted(found)
+    for row in rows:
+        least, largest = row["least_load_p95_ratio_of_a_seed"]
+        assert 0 < least <= largest
+
+
+def test_prefills_wait_only_while_others_decode(bed: Testbed) -> None:
+    waits = script("prefill_waits")
+    num_held = 0
+
+    class Watched(waits.PatientEngine):
+        weigh = staticmethod(waits.equal)
+
+        def _should_wait(self, request: EngineRequest) -> bool:
+            nonlocal num_held
+            should = bool(super()._should_wait(request))
+            num_held += should
+            assert self.running or not should
+            return should
+
+    workload = bed.workload("80%", 20, seed=0)
+    facts = bed.run("hexgen", workload, replace(bed.settings(), make_engine=Watched))
+    assert num_held
+    plain = bed.run("hexgen", workload)
+    assert [one.e2e_s for one in facts.run.workflows] != [one.e2e_s for one in plain.run.workflows]
+
+
+def test_weights_are_the_share_of_the_budget_that_will_be_used() -> None:
+    waits = script("prefill_waits")
+    view = RequestView("r", "w", 0.0, deadline_s=100.0, budget_s=100.0, predicted_remaining_s=30.0)
+    assert waits.urgency(view, 20.0) == pytest.approx(0.5)
+    assert waits.urgency(view, 5_000.0) == waits.MOST_URGENCY
+    assert waits.urgency(RequestView("r", "w", 0.0), 20.0) == 1.0
+
+
+def test_two_scales_take_turns(bed: Testbed) -> None:
+    waits = script("prefill_waits")
+    usual = bed.workload("80%", 4, seed=0)
+    scales = [
+        one.budget_s / one.unloaded_s for one in waits.two_scales(usual).workflows if one.budget_s
+    ]
+    assert scales == pytest.approx([8.0, 2.5, 8.0, 2.5])
