@@ -1,4 +1,4 @@
-"""The benches of mixed traffic and of waiting prefills, on small runs."""
+"""The benches of mixed traffic, late workflows and waiting prefills, on small runs."""
 
 from __future__ import annotations
 
@@ -50,6 +50,19 @@ def test_half_of_the_workflows_are_unknown_to_the_coordinator(bed: Testbed) -> N
     for row in rows:
         least, largest = row["least_load_p95_ratio_of_a_seed"]
         assert 0 < least <= largest
+
+
+def test_the_time_of_a_workflow_is_told_whole(bed: Testbed) -> None:
+    late = script("late_workflows")
+    run = bed.run("hexgen", bed.workload("90%", 20, seed=0)).run
+    rows = late.rows_of_run(run)
+    assert len(rows) == len(run.measured())
+    for row in rows:
+        parts = row["first_s"] + row["prefill_s"] + row["decode_s"]
+        assert parts == pytest.approx(row["latency_s"], abs=1e-6)
+    found = late.summary(rows)
+    assert found["late"]["latency_s"] > found["all"]["latency_s"]
+    assert sum(size["share_of_late"] for size in found["by_size"]) == pytest.approx(1.0)
 
 
 def test_prefills_wait_only_while_others_decode(bed: Testbed) -> None:
