@@ -15,7 +15,11 @@ from typing import Any
 
 from hexgen_sglang.coordinator.config import CoordinatorConfig
 from hexgen_sglang.coordinator.queue import CentralQueue
-from hexgen_sglang.coordinator.tuning_messages import ORDERING_PREFIX, WORKING_SET
+from hexgen_sglang.coordinator.tuning_messages import (
+    ORDERING_PREFIX,
+    WORKING_SET,
+    split_ordering,
+)
 from hexgen_sglang.coordinator.working_set import WorkingSet
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.core.request import RequestView
@@ -125,12 +129,7 @@ class TunedSettings:
         Raises:
             ConfigError: there is no such setting here, or its value is refused; nothing changes.
         """
-        rest = dict(settings)
-        own = {
-            name.removeprefix(ORDERING_PREFIX): rest.pop(name)
-            for name in settings
-            if name.startswith(ORDERING_PREFIX)
-        }
+        own, rest = split_ordering(settings)
         ordering_settings = {**self.ordering_settings, **own}
         ordering = ORDERING.create(self.ordering, **ordering_settings)
         if own and self._tell_engines is None:

@@ -6,6 +6,7 @@ Coordinator to tuner: `Start` once, then `Crew` whenever the workers change, and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -19,6 +20,17 @@ from hexgen_sglang.protocol.tag import Name
 # the ordering policy's.
 WORKING_SET = "working_set"
 ORDERING_PREFIX = "ordering."
+
+
+def split_ordering(settings: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """The ordering policy's settings by their own names, and all others."""
+    own = {
+        name.removeprefix(ORDERING_PREFIX): settings[name]
+        for name in settings
+        if name.startswith(ORDERING_PREFIX)
+    }
+    return own, {name: settings[name] for name in settings if not name.startswith(ORDERING_PREFIX)}
+
 
 Options = Annotated[dict[str, float], Meta(max_length=64)]
 # "keep": nothing better; "advice": better, not used; "apply", "return": use these settings.

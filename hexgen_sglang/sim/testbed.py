@@ -6,9 +6,13 @@ two runs of one system.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +22,7 @@ from hexgen_sglang.bench.systems import parse_system
 from hexgen_sglang.cluster.config import load_cluster
 from hexgen_sglang.coordinator.config import CoordinatorConfig
 from hexgen_sglang.core.accelerator import AcceleratorProfile
-from hexgen_sglang.core.errors import LawViolation
+from hexgen_sglang.core.errors import HexgenError, LawViolation
 from hexgen_sglang.results.schema import RunFacts
 from hexgen_sglang.sim.run import SimSettings, simulate
 from hexgen_sglang.workload.capacity import capacity_per_s
@@ -106,3 +110,34 @@ class Latency:
             f"{name}p95_ratio": self.p95_s / other.p95_s,
             f"{name}mean_ratio": self.mean_s / other.mean_s,
         }
+
+
+def options(docstring: str, *, loads: Sequence[str], workflows: int) -> argparse.ArgumentParser:
+    """Of a script that measures load by load; `loads` and `workflows` are its defaults."""
+    parser = argparse.ArgumentParser(description=docstring.partition("\n")[0])
+    parser.add_argument(
+        "--cluster", type=Path, default=Path("launch/configs/clusters/hetero-1.toml")
+    )
+    parser.add_argument("--trace", required=True, help="as for the bench")
+    parser.add_argument("--loads", nargs="+", default=loads, help="shares of the capacity")
+    parser.add_argument("--workflows", type=int, default=workflows)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, required=True)
+    return parser
+
+
+def measure_loads(
+    args: argparse.Namespace,
+    name: str,
+    rows_at: Callable[[Testbed, str], Iterable[dict[str, Any]]],
+) -> int:
+    """Measure every load of `options`, and write all rows under a name; returns the exit status."""
+    try:
+        bed = Testbed.of(args.cluster, args.trace)
+        rows = [row for load in args.loads for row in rows_at(bed, load)]
+    except HexgenError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    report = {"command": " ".join(["python", *sys.argv]), name: rows}
+    args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    return 0

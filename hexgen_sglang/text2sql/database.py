@@ -6,9 +6,8 @@ Lives in the agent's process; shared by all questions over the database.
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from hexgen_sglang.text2sql.closing import Closing
 from hexgen_sglang.text2sql.examples import derive_examples
 from hexgen_sglang.text2sql.execution import SqlLimits
 from hexgen_sglang.text2sql.introspection import read_schema
@@ -17,7 +16,7 @@ from hexgen_sglang.text2sql.source import Source, source_of
 from hexgen_sglang.text2sql.values import read_values
 
 
-class Database:
+class Database(Closing):
     """A database, read once and ready to be asked; close it, or use `with`.
 
     Args:
@@ -42,14 +41,3 @@ class Database:
     def close(self) -> None:
         """End the sandbox's processes."""
         self.sandbox.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

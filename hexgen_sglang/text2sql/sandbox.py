@@ -15,11 +15,11 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from hexgen_sglang.core.errors import ConfigError, WorkerUnavailableError
 from hexgen_sglang.text2sql import executor, statement
+from hexgen_sglang.text2sql.closing import Closing
 from hexgen_sglang.text2sql.execution import Execution, SqlLimits, SqlOutcome
 from hexgen_sglang.text2sql.source import Dialect, Source, source_of
 
@@ -30,7 +30,7 @@ _START_S = 60.0
 _READ_BYTES = 1 << 16
 
 
-class Sandbox:
+class Sandbox(Closing):
     """Executes statements on one database; safe to use from many threads.
 
     Args:
@@ -99,17 +99,6 @@ class Sandbox:
         self._closed = True
         for _ in range(self._num_processes):
             self._idle.get().stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class SandboxProcess:

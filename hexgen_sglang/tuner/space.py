@@ -23,7 +23,11 @@ from hexgen_sglang.bench.systems import (
     with_ordering_settings,
 )
 from hexgen_sglang.coordinator.config import CoordinatorConfig
-from hexgen_sglang.coordinator.tuning_messages import ORDERING_PREFIX, WORKING_SET
+from hexgen_sglang.coordinator.tuning_messages import (
+    ORDERING_PREFIX,
+    WORKING_SET,
+    split_ordering,
+)
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.policies.dispatch import DISPATCH
 from hexgen_sglang.policies.ordering import ORDERING
@@ -268,12 +272,7 @@ def with_settings(system: System, settings: Settings) -> System:
     Raises:
         ConfigError: there is no such setting, or a policy refuses its value.
     """
-    rest = dict(settings)
-    ordering = {
-        name.removeprefix(ORDERING_PREFIX): rest.pop(name)
-        for name in settings
-        if name.startswith(ORDERING_PREFIX)
-    }
+    ordering, rest = split_ordering(settings)
     working_set = rest.pop(WORKING_SET, system.working_set)
     if working_set is not None:
         check_working_set(working_set)

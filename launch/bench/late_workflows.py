@@ -12,19 +12,16 @@ unloaded latency, and the share of the latest 5 % that is of that size.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hexgen_sglang.core.errors import HexgenError
 from hexgen_sglang.results.records import RequestRecord, RunRecord, WorkflowRecord
-from hexgen_sglang.sim.testbed import Testbed
+from hexgen_sglang.sim.testbed import Testbed, measure_loads, options
 
 SIZES = ((0, 50), (50, 80), (80, 95), (95, 100))
 LATE = 95
@@ -86,33 +83,20 @@ def summary(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 def main() -> int:
     """Run every load, print what was found, and write all."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--cluster", type=Path, default=Path("launch/configs/clusters/hetero-1.toml")
-    )
-    parser.add_argument("--trace", required=True, help="as for the bench")
+    parser = options(__doc__, loads=["70%", "90%"], workflows=300)
     parser.add_argument("--system", default="hexgen")
-    parser.add_argument("--loads", nargs="+", default=["70%", "90%"], help="shares of the capacity")
-    parser.add_argument("--workflows", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
-    cells = []
-    try:
-        bed = Testbed.of(args.cluster, args.trace)
-        for load in args.loads:
-            rows = []
-            for seed in range(args.seeds):
-                workload = bed.workload(load, args.workflows, seed)
-                rows += rows_of_run(bed.run(args.system, workload).run)
-            cells.append({"load": load, **summary(rows)})
-            print(json.dumps(cells[-1]), flush=True)
-    except HexgenError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    report = {"command": " ".join(["python", *sys.argv]), "cells": cells}
-    args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    return 0
+
+    def cell_at(bed: Testbed, load: str) -> list[dict[str, Any]]:
+        rows = []
+        for seed in range(args.seeds):
+            workload = bed.workload(load, args.workflows, seed)
+            rows += rows_of_run(bed.run(args.system, workload).run)
+        cell = {"load": load, **summary(rows)}
+        print(json.dumps(cell), flush=True)
+        return [cell]
+
+    return measure_loads(args, "cells", cell_at)
 
 
 if __name__ == "__main__":

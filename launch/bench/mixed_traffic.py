@@ -10,19 +10,16 @@ together. The least and the largest ratio of P95 of a single seed stand beside t
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import defaultdict
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from hexgen_sglang.core.errors import HexgenError
 from hexgen_sglang.sim.coordinator_front import CoordinatorFront
 from hexgen_sglang.sim.fronts import Asked
-from hexgen_sglang.sim.testbed import Latency, Testbed
+from hexgen_sglang.sim.testbed import Latency, Testbed, measure_loads, options
 from hexgen_sglang.workload.plan import Workload
 
 OURS, LEAST_LOAD = "hexgen", "coordinator:least_load+lpm"
@@ -87,34 +84,18 @@ def rows_of(bed: Testbed, load: str, workflows: int, seeds: int) -> list[dict[st
                 "least_load_p95_ratio_of_a_seed": [min(p95), max(p95)],
             }
         )
+        print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def main() -> int:
     """Run every load, print a line for each kind, and write all."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--cluster", type=Path, default=Path("launch/configs/clusters/hetero-1.toml")
-    )
-    parser.add_argument("--trace", required=True, help="as for the bench")
-    parser.add_argument("--loads", nargs="+", default=["80%"], help="shares of the capacity")
-    parser.add_argument("--workflows", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", type=Path, required=True)
-    args = parser.parse_args()
-    try:
-        bed = Testbed.of(args.cluster, args.trace)
-        rows = []
-        for load in args.loads:
-            for row in rows_of(bed, load, args.workflows, args.seeds):
-                print(json.dumps(row), flush=True)
-                rows.append(row)
-    except HexgenError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    report = {"command": " ".join(["python", *sys.argv]), "rows": rows}
-    args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    return 0
+    args = options(__doc__, loads=["80%"], workflows=300).parse_args()
+
+    def rows_at(bed: Testbed, load: str) -> list[dict[str, Any]]:
+        return rows_of(bed, load, args.workflows, args.seeds)
+
+    return measure_loads(args, "rows", rows_at)
 
 
 if __name__ == "__main__":

@@ -15,23 +15,20 @@ those of every second workflow are 2.5 x ("tight") and of the others 8 x. Means 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from hexgen_sglang.core.accelerator import decode_s, prefill_s
-from hexgen_sglang.core.errors import HexgenError
 from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.results.schema import RunFacts
 from hexgen_sglang.sim.decode_run import DecodeRun
 from hexgen_sglang.sim.engine import Engine
 from hexgen_sglang.sim.engine_request import EngineRequest
-from hexgen_sglang.sim.testbed import Latency, Testbed
+from hexgen_sglang.sim.testbed import Latency, Testbed, measure_loads, options
 from hexgen_sglang.workload.plan import Workload
 
 TIGHT, RELAXED = 2.5, 8.0
@@ -152,27 +149,12 @@ def rows_of(bed: Testbed, load: str, workflows: int, seeds: int) -> list[dict[st
 
 def main() -> int:
     """Run every load and write all rows."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--cluster", type=Path, default=Path("launch/configs/clusters/hetero-1.toml")
-    )
-    parser.add_argument("--trace", required=True, help="as for the bench")
-    parser.add_argument("--loads", nargs="+", default=["80%"], help="shares of the capacity")
-    parser.add_argument("--workflows", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", type=Path, required=True)
-    args = parser.parse_args()
-    try:
-        bed = Testbed.of(args.cluster, args.trace)
-        rows = [
-            row for load in args.loads for row in rows_of(bed, load, args.workflows, args.seeds)
-        ]
-    except HexgenError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    report = {"command": " ".join(["python", *sys.argv]), "rows": rows}
-    args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    return 0
+    args = options(__doc__, loads=["80%"], workflows=200).parse_args()
+
+    def rows_at(bed: Testbed, load: str) -> list[dict[str, Any]]:
+        return rows_of(bed, load, args.workflows, args.seeds)
+
+    return measure_loads(args, "rows", rows_at)
 
 
 if __name__ == "__main__":

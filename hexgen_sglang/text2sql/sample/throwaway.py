@@ -12,13 +12,13 @@ import signal
 import subprocess
 import tempfile
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from hexgen_sglang.core.errors import ProcessError
+from hexgen_sglang.text2sql.closing import Closing
 from hexgen_sglang.text2sql.sample.unprivileged import ServerUser
 
 START_S = 100.0
@@ -27,7 +27,7 @@ _POLL_S = 0.05
 _SHOWN_CHARS = 500
 
 
-class ThrowawayServer(ABC):
+class ThrowawayServer(Closing):
     """A running server; use `with`, or close it.
 
     Args:
@@ -83,17 +83,6 @@ class ThrowawayServer(ABC):
             self._process.kill()
             self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def _arguments(self) -> dict[str, Any]:
