@@ -151,18 +151,23 @@ def broken_deadlines(run: RunRecord, held_s: Mapping[str, float | None]) -> list
     """The coordinator held the deadlines that were sent.
 
     `held_s` maps workflow id to the budget that it held, in real seconds from the workflow's
-    first request; it may be shorter by the time that had passed since the arrival.
+    first request: what a late driver had left of it when it sent that one.
     """
+    first_sent_s: dict[int, float] = {}
+    for request in run.requests:
+        earliest_s = first_sent_s.get(request.workflow, request.sent_s)
+        first_sent_s[request.workflow] = min(earliest_s, request.sent_s)
     changed = []
     for workflow in run.workflows:
+        held = held_s.get(workflow.workflow_id)
         if workflow.budget_s is None:
-            wrong = held_s.get(workflow.workflow_id) is not None
+            wrong = held is not None
         else:
-            held = held_s.get(workflow.workflow_id)
-            sent_s = workflow.budget_s / run.time_scale
+            late_s = first_sent_s.get(workflow.index, workflow.arrival_s) - workflow.arrival_s
+            sent_s = max(0.0, workflow.budget_s - late_s) / run.time_scale
             wrong = held is None or abs(held - sent_s) > _BUDGET_SLACK_S
         if wrong:
-            changed.append(f"{workflow.workflow_id}: {held_s.get(workflow.workflow_id)}")
+            changed.append(f"{workflow.workflow_id}: {held}")
     if not changed:
         return []
     return [f"deadlines: the coordinator held others for {len(changed)}{_quote(changed)}"]

@@ -1,10 +1,9 @@
 """The policy against all others, in many cells: on emulated workers, and wider in the simulator.
 
-A cell is (cluster, trace, arrivals, load). In the simulator each is one run of `hexgen-sglang
-bench`, whose JSON goes to FOLDER/CLUSTER-TRACE-ARRIVALS-LOAD.json; on emulated workers, which take
-minutes to start, all loads of (cluster, trace, arrivals) are one run and one file. What is there
-already and valid is not run again. `paper` is tuned for each cell: every alpha of `ALPHAS` runs in
-the simulator, and of the emulated layer only the best one of the simulator's. Then
+A cell is (cluster, trace, arrivals, load), one run of `hexgen-sglang bench`, whose JSON goes to
+FOLDER/CLUSTER-TRACE-ARRIVALS-LOAD.json. What is there already and valid is not run again, and of
+emulated cells no run whose records are under `--work`. `paper` is tuned for each cell: every alpha
+of `ALPHAS` runs in the simulator, and on emulated workers only the one that is best there. Then
 FOLDER/summary.json:
 
     .venv/bin/python launch/bench/policy_layers.py confirmed --traces ../shared/traces
@@ -117,27 +116,29 @@ def paper(alpha: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """What is run together: a cluster, a trace and a kind of arrivals, at every load."""
+class Cell:
+    """What is run together: every system and seed."""
 
     cluster: str
     trace: str
     arrivals: str
+    load: str
 
     @property
     def name(self) -> str:
         """Of its files and folders."""
-        return f"{self.cluster}-{Path(self.trace).stem}-{self.arrivals}".replace(":", "")
+        parts = (self.cluster, Path(self.trace).stem, self.arrivals, self.load)
+        return "-".join(parts).replace(":", "").removesuffix("%")
 
 
-def bench(run: Run, layer: Layer, **flags: Any) -> dict[str, Any]:
+def bench(cell: Cell, layer: Layer, **flags: Any) -> dict[str, Any]:
     """Run `hexgen-sglang bench`; returns its JSON. `flags`: further ones, None: left out."""
     command = [sys.executable, "-m", "hexgen_sglang", "bench"]
     stated = {
-        "cluster": CLUSTERS / f"{run.cluster}.toml",
-        "trace": run.trace,
-        "arrivals": run.arrivals,
-        "rate": ",".join(layer.loads),
+        "cluster": CLUSTERS / f"{cell.cluster}.toml",
+        "trace": cell.trace,
+        "arrivals": cell.arrivals,
+        "rate": cell.load,
         "workflows": layer.workflows,
         "seeds": layer.seeds,
         "engine": layer.engine,
@@ -156,44 +157,38 @@ def bench(run: Run, layer: Layer, **flags: Any) -> dict[str, Any]:
     return result
 
 
-def best_alphas(run: Run, layer: Layer, args: argparse.Namespace) -> list[str]:
-    """Names of `paper` with the alphas that are best at one load or more, by simulated P95."""
-    (args.work / run.name).mkdir(parents=True, exist_ok=True)
+def best_paper(cell: Cell, layer: Layer, args: argparse.Namespace) -> str:
+    """Name of `paper` with the alpha whose simulated P95 is the lowest."""
+    (args.work / cell.name).mkdir(parents=True, exist_ok=True)
     result = bench(
-        run,
+        cell,
         replace(layer, engine="sim", seeds=TUNING_SEEDS),
         first_seed=TUNING_SEED,
         systems=",".join(paper(alpha) for alpha in ALPHAS),
         jobs=args.jobs,
-        json=args.work / run.name / "alphas.json",
+        json=args.work / cell.name / "alphas.json",
     )
-    best = [
-        min(load["systems"], key=lambda name: float(load["systems"][name]["p95_s"]))
-        for load in result["loads"]
-    ]
-    return sorted(set(best))
+    systems = result["loads"][0]["systems"]
+    return min(systems, key=lambda name: float(systems[name]["p95_s"]))
 
 
 def run_layer(layer: Layer, folder: Path, args: argparse.Namespace) -> None:
     """Everything of the layer that has no valid result in the folder yet."""
-    is_simulated = layer.engine == "sim"
-    together = [(load,) for load in layer.loads] if is_simulated else [layer.loads]
-    for cluster, trace, arrivals, loads in itertools.product(
-        layer.clusters, traces(args.traces), layer.arrivals, together
+    for cell in itertools.starmap(
+        Cell, itertools.product(layer.clusters, traces(args.traces), layer.arrivals, layer.loads)
     ):
-        run = Run(cluster, trace, arrivals)
-        name = f"{run.name}-{loads[0].removesuffix('%')}" if is_simulated else run.name
-        path = folder / f"{name}.json"
+        path = folder / f"{cell.name}.json"
         if path.is_file() and json.loads(path.read_text("utf-8"))["valid"]:
             continue
-        if is_simulated:
+        flags: dict[str, Any]
+        if layer.engine == "sim":
             tuned = [paper(alpha) for alpha in ALPHAS]
-            flags: dict[str, Any] = {"jobs": args.jobs}
+            flags = {"jobs": args.jobs}
         else:
-            tuned = best_alphas(run, layer, args)
-            flags = {"time_scale": args.time_scale, "folder": args.work / run.name, "resume": True}
-        systems = ",".join((*layer.systems, *tuned))
-        bench(run, replace(layer, loads=loads), systems=systems, json=path, **flags)
+            tuned = [best_paper(cell, layer, args)]
+            work = args.work / cell.name
+            flags = {"time_scale": args.time_scale, "folder": work, "resume": True}
+        bench(cell, layer, systems=",".join((*layer.systems, *tuned)), json=path, **flags)
 
 
 def layer_of(args: argparse.Namespace) -> Layer:

@@ -96,6 +96,22 @@ def test_coordinator_must_hold_the_deadlines_sent(served: RunRecord) -> None:
     assert "for 3" in sentence
 
 
+def test_a_late_driver_sends_what_is_left_of_a_budget(served: RunRecord) -> None:
+    workflow = served.workflows[0]
+    assert workflow.budget_s is not None
+    late = tuple(
+        replace(request, sent_s=max(request.sent_s, workflow.arrival_s + 6.0))
+        if request.workflow == workflow.index
+        else request
+        for request in served.requests
+    )
+    held: dict[str, float | None] = {one.workflow_id: one.budget_s for one in served.workflows}
+    (sentence,) = broken_deadlines(replace(served, requests=late), held)
+    assert "for 1" in sentence
+    held[workflow.workflow_id] = workflow.budget_s - 6.0
+    assert broken_deadlines(replace(served, requests=late), held) == []
+
+
 def test_emulation_must_keep_time() -> None:
     good = {"w": {"busy_s": 90.0, "overhead_frac": 0.05, "drift_frac": -0.005}}
     assert broken_emulation(good) == []
