@@ -190,6 +190,8 @@ class Engines:
             flags += ["--hexgen-coordinator", self.link, "--hexgen-worker-id", spec.name]
             flags += ["--hexgen-advertise-url", spec.url]
             flags += ["--hexgen-hardware", spec.hardware] if spec.hardware else []
+            if self.engine.patience:
+                flags += ["--hexgen-prefill-patience", str(self.engine.patience)]
             if self.engine.retained_share:
                 flags += ["--hexgen-retain-prefixes", str(self.engine.retained_share)]
             if self.engine.prewarm_share:

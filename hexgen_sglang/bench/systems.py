@@ -8,7 +8,8 @@ A name has one of these forms; settings in brackets, separated by ";", are optio
 
 ENGINE is how an engine orders its queue: fcfs, lpm, hrrn, priority (SGLang's own code), or
 hexgen (our plugin; hexgen[ordering=NAME] for another ordering than least_slack, with its numeric
-settings, hold=off to compute prefixes that are being computed already, retain=SHARE to keep
+settings, hold=off to compute prefixes that are being computed already, patience=N to let a prompt
+wait for tight decodes, for at most N of its own prefills, retain=SHARE to keep
 prefixes between stages in that share of the KV memory, prewarm=SHARE to compute a next stage's
 known prefix ahead, with that share for what is not used yet). POLICY is
 round_robin, power_of_two or cache_aware. DISPATCH is a name of our registry with its numeric
@@ -30,6 +31,7 @@ from enum import StrEnum
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.policies.dispatch import DISPATCH
 from hexgen_sglang.policies.ordering import ORDERING
+from hexgen_sglang.policies.patience import MOST_PATIENCE
 
 DEFAULT_ORDERING = "least_slack"
 
@@ -87,6 +89,8 @@ class Engine:
         policy: key of `ENGINE_FLAGS`.
         ordering: our ordering policy; "" unless `policy` is "hexgen".
         holds_prefixes: a request waits while a prefix that it needs is being computed.
+        patience: the longest wait of a prompt for decodes that it would stall, in prefills of its
+            own; 0: none. Only behind a linked coordinator.
         retained_share: of the KV memory, for the prefixes of workflows between two stages and
             for templates; 0: none are kept. Only behind a linked coordinator.
         prewarm_share: of it, for prefixes computed ahead and not used yet; 0: none are. Likewise.
@@ -97,6 +101,7 @@ class Engine:
     policy: str
     ordering: str = ""
     holds_prefixes: bool = False
+    patience: float = 0.0
     retained_share: float = 0.0
     prewarm_share: float = 0.0
     ordering_settings: tuple[tuple[str, float], ...] = ()
@@ -119,6 +124,7 @@ class Engine:
         name = f"{self.policy}-{self.ordering}"
         name += "".join(f"-{key}-{value:g}" for key, value in self.ordering_settings)
         name += "" if self.holds_prefixes else "-no-hold"
+        name += f"-patience-{self.patience:g}" if self.patience else ""
         if self.retained_share:
             name += f"-retain-{self.retained_share:g}"
         return f"{name}-prewarm-{self.prewarm_share:g}" if self.prewarm_share else name
@@ -132,6 +138,8 @@ class Engine:
         parts += [f"{name}={value:.10g}" for name, value in self.ordering_settings]
         if self.ordering and not self.holds_prefixes:
             parts.append("hold=off")
+        if self.patience:
+            parts.append(f"patience={self.patience:.10g}")
         if self.retained_share:
             parts.append(f"retain={self.retained_share:.10g}")
         if self.prewarm_share:
@@ -141,6 +149,8 @@ class Engine:
     @property
     def needs_link(self) -> str:
         """The setting that only a linked coordinator can serve; "" without one."""
+        if self.patience:
+            return f"patience={self.patience:g}"
         if self.retained_share:
             return f"retain={self.retained_share:g}"
         return f"prewarm={self.prewarm_share:g}" if self.prewarm_share else ""
@@ -239,16 +249,17 @@ def _engine(system: str, text: str) -> Engine:
     hold = settings.pop("hold", "on") if policy == "hexgen" else "off"
     if hold not in ("on", "off"):
         raise ConfigError(f"system {system!r}: hold={hold}: must be on or off")
-    retained = prewarmed = 0.0
+    patience = retained = prewarmed = 0.0
     own: dict[str, float] = {}
     if policy == "hexgen":
-        retained = _share(system, "retain", settings.pop("retain", "0"))
-        prewarmed = _share(system, "prewarm", settings.pop("prewarm", "0"))
+        patience = _within(system, "patience", settings.pop("patience", "0"), MOST_PATIENCE)
+        retained = _within(system, "retain", settings.pop("retain", "0"), 1.0)
+        prewarmed = _within(system, "prewarm", settings.pop("prewarm", "0"), 1.0)
         known = [name for name in settings if name in ORDERING.defaults(ordering)]
         own = _numbers(system, {name: settings.pop(name) for name in known})
     if settings:
         raise ConfigError(f"system {system!r}: engine {policy!r} has no {', '.join(settings)}")
-    engine = Engine(policy, ordering, hold == "on", retained, prewarmed)
+    engine = Engine(policy, ordering, hold == "on", patience, retained, prewarmed)
     try:
         return with_ordering_settings(engine, own)
     except ConfigError as error:
@@ -278,14 +289,14 @@ def _alone(system: str, engine: Engine) -> Engine:
     return engine
 
 
-def _share(system: str, name: str, text: str) -> float:
+def _within(system: str, name: str, text: str, most: float) -> float:
     try:
-        share = float(text)
+        value = float(text)
     except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise ConfigError(f"system {system!r}: {name}={text}: must be a number from 0 to 1")
-    return share
+        value = -1.0
+    if not 0 <= value <= most:
+        raise ConfigError(f"system {system!r}: {name}={text}: must be a number from 0 to {most:g}")
+    return value
 
 
 def _with_coordinator(name: str, text: str, engine: Engine) -> System:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hexgen_sglang.core.errors import ConfigError
+from hexgen_sglang.policies.patience import MOST_PATIENCE
 from hexgen_sglang.protocol.tag import Name
 
 ENVIRONMENT_VARIABLE = "HEXGEN_PLUGIN_CONFIG"
@@ -29,6 +30,8 @@ class PluginConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
         ordering_settings: keyword arguments of that policy.
         hold_prefixes: a request waits while a prefix that it needs is being computed; only with
             `ordering`.
+        prefill_patience: how long a prompt may wait for decodes that it would stall, in prefills of
+            its own; 0: not at all. Only with `ordering` and `coordinators`.
         coordinators: ZMQ endpoints to report to; none: no link, no socket.
         retained_share: of the KV memory, for prefixes kept between the stages of workflows; 0:
             none are kept. Only with `coordinators`.
@@ -47,6 +50,7 @@ class PluginConfig(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     ordering: Name | None = None
     ordering_settings: dict[Name, float] = {}
     hold_prefixes: bool = True
+    prefill_patience: Annotated[float, Meta(ge=0, le=MOST_PATIENCE)] = 0.0
     coordinators: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=512)], ...], Meta(max_length=16)
     ] = ()

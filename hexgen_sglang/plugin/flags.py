@@ -23,6 +23,7 @@ from hexgen_sglang.plugin.emulation.launch import EmulateAction, check_time_scal
 from hexgen_sglang.plugin.emulation.profile_file import load_profile
 from hexgen_sglang.plugin.worker_url import reachable_url
 from hexgen_sglang.policies.ordering import ORDERING
+from hexgen_sglang.policies.patience import MOST_PATIENCE
 from hexgen_sglang.protocol.tag import Name
 from hexgen_sglang.transport.endpoints import checked_endpoint
 from hexgen_sglang.transport.keys import load_worker_keys
@@ -123,6 +124,15 @@ FLAGS = (
         "While a workflow's tools run, compute what its next prompt begins with, as far as the "
         "coordinator knows it; what was computed and not used yet takes at most this share of the "
         "KV memory (0 to 1; default 0: none is).",
+        needs="--hexgen-coordinator",
+        type=float,
+    ),
+    Flag(
+        "--hexgen-prefill-patience",
+        "N",
+        "Let a prompt wait for decodes of tighter work that it would stall, for at most N times as "
+        f"long as its prefill takes (0 to {MOST_PATIENCE:g}; default 0: not at all). Needs "
+        f"{_NEEDS_POLICY}, too.",
         needs="--hexgen-coordinator",
         type=float,
     ),
@@ -246,13 +256,22 @@ def _link(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
     url = given["hexgen_advertise_url"]
     if url is None:
         url = reachable_url(args.host, args.port, bool(args.ssl_certfile), endpoint=endpoints[0])
-    fields = {
+    fields: dict[str, Any] = {
         "coordinators": tuple(endpoints),
         "worker_id": given["hexgen_worker_id"] or _default_worker_id(args.port),
         "url": url.rstrip("/"),
         "hardware": given["hexgen_hardware"] or "",
         "keys": keys,
     }
+    patience = given["hexgen_prefill_patience"]
+    if patience is not None:
+        if args.schedule_policy != POLICY:
+            raise ConfigError(f"--hexgen-prefill-patience={patience}: needs {_NEEDS_POLICY}")
+        if not 0 <= patience <= MOST_PATIENCE:
+            raise ConfigError(
+                f"--hexgen-prefill-patience={patience}: must be 0 to {MOST_PATIENCE:g}"
+            )
+        fields["prefill_patience"] = patience
     for flag, field in (("retain_prefixes", "retained_share"), ("prewarm", "prewarm_share")):
         share = given[f"hexgen_{flag}"]
         if share is not None:

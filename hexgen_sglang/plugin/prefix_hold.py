@@ -32,8 +32,8 @@ class PrefixHold:
         self._in_progress: Sequence[Any] = ()
         self._held: list[Any] = []
 
-    def begin(self, in_progress: Sequence[Any]) -> None:
-        """A batch is about to be chosen, while these `Req` have their prompts computed."""
+    def begin(self, in_progress: Sequence[Any], running: Sequence[Any]) -> None:
+        """A batch is about to be chosen, while the `Req` in progress have prompts computed."""
         self._in_progress = in_progress
 
     def take_out(self, waiting_queue: list[Any]) -> None:

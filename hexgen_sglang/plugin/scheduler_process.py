@@ -12,8 +12,9 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hexgen_sglang import __version__
 from hexgen_sglang.plugin.commands import (
@@ -24,6 +25,7 @@ from hexgen_sglang.plugin.commands import (
 )
 from hexgen_sglang.plugin.config import PluginConfig
 from hexgen_sglang.plugin.ordering import QueueOrder
+from hexgen_sglang.plugin.prefill_patience import Moment, PrefillPatience
 from hexgen_sglang.plugin.prefix_hold import PrefixHold
 from hexgen_sglang.plugin.prefixes_ahead import (
     AheadOnRank,
@@ -62,12 +64,29 @@ logger = logging.getLogger(__name__)
 _HEALTH_CHECK = "HEALTH_CHECK"  # prefix of the ids of SGLang's own health probes
 
 
+class Hold(Protocol):
+    """Keeps requests out of the waiting queue while SGLang chooses a batch."""
+
+    def begin(self, in_progress: Sequence[Any], running: Sequence[Any]) -> None:
+        """A choice begins: `Req` whose prompts are being computed, and those that decode."""
+        ...
+
+    def take_out(self, waiting_queue: list[Any]) -> None:
+        """Leave in the queue, which is in order, what may be admitted."""
+        ...
+
+    def give_back(self) -> list[Any]:
+        """What was taken out in this choice."""
+        ...
+
+
 class SchedulerProcess:
     """The queue's order, the telemetry and the agent of one scheduler process.
 
     Attributes:
         order: set when our policy orders the queue.
-        hold: set when requests wait for prefixes that are being computed.
+        patience: set, on every rank, when prompts wait for decodes.
+        holds: what keeps requests out of the queue while a batch is chosen.
         prefixes: set, on every rank, when prefixes are kept between stages.
         ahead: set, on every rank, when prefixes are computed ahead.
         telemetry, timer: set when this process owns the link; other ranks have none.
@@ -77,11 +96,15 @@ class SchedulerProcess:
         self.config = config
         self.commands = CommandCounter()
         self.order: QueueOrder | None = None
-        self.hold: PrefixHold | None = None
+        self.patience: PrefillPatience | None = None
+        self.holds: list[Hold] = []
         if config.ordering is not None:
             order = self.order = QueueOrder(config.ordering, config.ordering_settings)
             if config.hold_prefixes:
-                self.hold = PrefixHold(lambda req: order.view(req).workflow_id)
+                self.holds.append(PrefixHold(lambda req: order.view(req).workflow_id))
+            if config.prefill_patience:
+                self.patience = PrefillPatience(config.prefill_patience, order.view)
+                self.holds.append(self.patience)
         self.prefixes: RetainedPrefixes | None = None
         self.ahead: AheadOnRank | None = None
         self._parts = Parts()
@@ -145,6 +168,10 @@ class SchedulerProcess:
             now_s = time.perf_counter()
             if self.prefixes is not None and self.prefixes.is_due(now_s):
                 messages.append(MarkPrefixes(now_s))
+            if self.patience is not None and self.timer is not None and self.telemetry.num_live:
+                costs = self.timer.costs()
+                if costs is not None:
+                    messages.append(Moment(now_s, costs))
 
     def _add_commands(self, messages: list[Any], telemetry: Telemetry) -> None:
         from sglang.srt.managers.io_struct import AbortReq
@@ -178,7 +205,7 @@ class SchedulerProcess:
             scheduler.load_inquirer.get_loads()
         if self.prefixes is not None or self.ahead is not None:
             messages = self._follow_prefixes(scheduler, messages)
-        if not any(isinstance(message, QueueCommand) for message in messages):
+        if not any(isinstance(message, QueueCommand | Moment) for message in messages):
             return messages
         rest = []
         for message in messages:
@@ -186,6 +213,9 @@ class SchedulerProcess:
                 refusal = self.commands.apply(message, self.order)
                 if telemetry is not None and isinstance(message, SetOrdering):
                     telemetry.ordering_set(message.ordering, dict(message.settings), refusal)
+            elif isinstance(message, Moment):
+                if self.patience is not None:
+                    self.patience.at(message)
             else:
                 rest.append(message)
         return rest

@@ -36,6 +36,8 @@ class StepTimer:
         self._launched: deque[tuple[float, bool, int, float, int]] = deque(maxlen=_MOST_IN_FLIGHT)
         self._last_end_s = 0.0
         self._told_s = float("-inf")
+        self._fitted_s = float("-inf")
+        self._costs: StepCosts | None = None
 
     def launched(self, batch: Any, now_s: float) -> None:
         """SGLang gives a batch to the accelerator."""
@@ -68,6 +70,13 @@ class StepTimer:
             self._fit.add_prefill(count, context, seconds)
         else:
             self._fit.add_decode(count, context, seconds, num_repeated_tokens=repeated)
+
+    def costs(self) -> StepCosts | None:
+        """What steps cost, as far as known; fitted anew at most once a second."""
+        if self._last_end_s - self._fitted_s >= INTERVAL_S:
+            self._fitted_s = self._last_end_s
+            self._costs = self._fit.costs()
+        return self._costs
 
     def news(self, now_s: float) -> StepTimes | None:
         """What to tell the coordinator, once a second; None when nothing is due or known."""

@@ -87,6 +87,11 @@ class Telemetry:
         self.num_forgotten = 0
         self.num_unnameable = 0
 
+    @property
+    def num_live(self) -> int:
+        """Requests inside the engine."""
+        return len(self._live)
+
     def arrived(self, request: Any, now_s: float) -> None:
         """A request for the model came in from SGLang's front."""
         if not 1 <= len(request.rid) <= MAX_REQUEST_ID:

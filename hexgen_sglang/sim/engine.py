@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hexgen_sglang.core.accelerator import AcceleratorProfile, prefill_s
+from hexgen_sglang.core.accelerator import AcceleratorProfile, decode_s, prefill_s
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.policies.estimators import StepCostFit
 from hexgen_sglang.policies.ordering import OrderingPolicy
+from hexgen_sglang.policies.patience import decode_left_s, should_wait, tightness
 from hexgen_sglang.policies.retention import PrefixesAhead, PrefixRetention
 from hexgen_sglang.protocol.messages import Load
 from hexgen_sglang.sim.admission import Admission, NewTokenRatio
@@ -120,6 +121,7 @@ class Engine:
         self._num_private = 0
         self._is_full = False
         self._has_ended = False  # some of `running` may have ended
+        self._has_patient = False  # some of `waiting` wait for decodes only
         self._chunked: EngineRequest | None = None
         self._step: Step | None = None
         self._next: Step | None = None
@@ -396,6 +398,7 @@ class Engine:
         if self._chunked is not None and admission.go_on(self._chunked):
             self._chunked = None
         in_progress = self._in_progress() if self._order.holds_prefixes else []
+        decodes = self._decodes()
         held: list[EngineRequest] = []
         admitted = 0
         for request in self.waiting:
@@ -405,7 +408,7 @@ class Engine:
                 self._is_full = True
             if self._is_full:
                 break
-            if self._is_held(request, in_progress):
+            if self._is_held(request, in_progress, decodes):
                 held.append(request)
                 continue
             in_progress.append(request)
@@ -422,9 +425,44 @@ class Engine:
         self._chunked = admission.chunked or self._chunked
         return self._prefill_of(admission)
 
-    def _is_held(self, request: EngineRequest, in_progress: Sequence[EngineRequest]) -> bool:
+    def _is_held(
+        self,
+        request: EngineRequest,
+        in_progress: Sequence[EngineRequest],
+        decodes: Sequence[tuple[float, float]],
+    ) -> bool:
         """Whether a waiting request stays behind in this step, whatever room there is."""
-        return self._order.holds_prefixes and repeats(request, in_progress, self.cache)
+        if self._order.holds_prefixes and repeats(request, in_progress, self.cache):
+            return True
+        if not decodes:
+            return False
+        now_s, num_fill = self._events.now_s, request.num_fill_tokens
+        cached = self.cache.num_matched(request.fill, num_fill - 1)
+        waits = should_wait(
+            prefill_s(self.profile, [(num_fill - cached, cached)]),
+            tightness(request.view, now_s),
+            now_s - request.arrival_s,
+            decodes,
+            self._order.patience,
+        )
+        self._has_patient = self._has_patient or waits
+        return waits
+
+    def _decodes(self) -> list[tuple[float, float]]:
+        """(seconds left, tightness) of what decodes, if prompts wait for that.
+
+        While chunks of a prompt follow each other none does: they stall the decodes anyway.
+        """
+        self._has_patient = False
+        if not self._order.patience or not self.running or self._chunked is not None:
+            return []
+        now_s = self._events.now_s
+        context = sum(x.num_prompt_tokens + x.num_made_tokens for x in self.running)
+        step_s = decode_s(self.profile, len(self.running), context)
+        return [
+            (decode_left_s(x.view, x.num_made_tokens, step_s), tightness(x.view, now_s))
+            for x in self.running
+        ]
 
     def _in_progress(self) -> list[EngineRequest]:
         """Requests whose prompts are being computed, and not in the cache yet."""
@@ -523,6 +561,8 @@ class Engine:
                 for request in run.requests
             ]
         )
+        if self._has_patient:
+            steps = min(2, steps)
         room = (self.num_free + self.cache.num_evictable) // len(run.requests)
         return max(1, min(steps, room + 1))
 

@@ -29,9 +29,11 @@ class QueueOrder(Protocol):
 
     Attributes:
         holds_prefixes: a request waits while a prefix that it needs is being computed.
+        patience: the longest wait of a prompt for decodes, in prefills of its own; 0: none.
     """
 
     holds_prefixes: bool
+    patience: float
 
     def sort(self, queue: Queue, cache: PrefixCache, num_processed_tokens: int) -> None:
         """`num_processed_tokens`: prompt tokens that the engine has computed so far."""
@@ -42,6 +44,7 @@ class Arrival:
     """SGLang's `fcfs`: the queue stays as it came, retracted requests at its end."""
 
     holds_prefixes = False
+    patience = 0.0
 
     def sort(self, queue: Queue, cache: PrefixCache, num_processed_tokens: int) -> None:
         """Nothing to do."""
@@ -51,6 +54,7 @@ class Priority:
     """SGLang's `fcfs` with priorities, the smaller value first."""
 
     holds_prefixes = False
+    patience = 0.0
 
     def sort(self, queue: Queue, cache: PrefixCache, num_processed_tokens: int) -> None:
         """By priority, then arrival."""
@@ -61,6 +65,7 @@ class LongestPrefix:
     """SGLang's `lpm`."""
 
     holds_prefixes = False
+    patience = 0.0
 
     def sort(self, queue: Queue, cache: PrefixCache, num_processed_tokens: int) -> None:
         """Most cached tokens first; what repeats an uncached prefix of another goes last."""
@@ -78,6 +83,7 @@ class HighestResponseRatio:
     """SGLang's `hrrn`, whose ratio ages by prefilled tokens instead of seconds."""
 
     holds_prefixes = False
+    patience = 0.0
 
     def sort(self, queue: Queue, cache: PrefixCache, num_processed_tokens: int) -> None:
         """1 + tokens processed since arrival / own uncached tokens, the largest first."""
@@ -100,9 +106,10 @@ class PolicyOrder:
         policy: it; whoever changes it clears the keys that requests have.
     """
 
-    def __init__(self, policy: OrderingPolicy, holds_prefixes: bool) -> None:
+    def __init__(self, policy: OrderingPolicy, holds_prefixes: bool, patience: float) -> None:
         self.policy = policy
         self.holds_prefixes = holds_prefixes
+        self.patience = patience
 
     def sort(self, queue: Queue, cache: PrefixCache, num_processed_tokens: int) -> None:
         """By the policy's key, which does not change while a request waits."""
@@ -126,7 +133,12 @@ _OWN: dict[str, Callable[[], QueueOrder]] = {
 
 
 def queue_order(
-    policy: str, ordering: str, settings: dict[str, float], *, holds_prefixes: bool
+    policy: str,
+    ordering: str,
+    settings: dict[str, float],
+    *,
+    holds_prefixes: bool,
+    patience: float = 0.0,
 ) -> QueueOrder:
     """The order of an engine with this `--schedule-policy`.
 
@@ -136,12 +148,14 @@ def queue_order(
         settings: of that policy.
         holds_prefixes: as the plugin does, let a request wait while a prefix that it needs is
             being computed.
+        patience: the longest wait of a prompt for decodes that it would stall, in prefills of
+            its own, for hexgen.
 
     Raises:
         ConfigError: unknown policy, or settings out of range.
     """
     if policy == "hexgen":
-        return PolicyOrder(ORDERING.create(ordering, **settings), holds_prefixes)
+        return PolicyOrder(ORDERING.create(ordering, **settings), holds_prefixes, patience)
     make = _OWN.get(policy)
     if make is None:
         raise ConfigError(f"engine policy {policy!r}: must be hexgen, {', '.join(sorted(_OWN))}")

@@ -113,6 +113,7 @@ class _Simulation:
                     ordering,
                     order_settings,
                     holds_prefixes=system.engine.holds_prefixes,
+                    patience=system.engine.patience if system.linked else 0.0,
                 ),
                 self._events,
                 on_first_token=self._first_token,

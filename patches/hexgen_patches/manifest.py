@@ -92,7 +92,7 @@ HOOKS: tuple[Hook, ...] = (
         ours="hexgen_patches.scheduler:around_prefill",
         parameters=("self", "running_batch"),
         needs=frozenset({Need.ORDERING}),
-        why="hold back requests whose prefix is being computed, and give them back afterwards",
+        why="hold back requests, for a prefix in progress or for decodes, and give them back",
         remove_when="a schedule policy can skip a request",
     ),
     Hook(

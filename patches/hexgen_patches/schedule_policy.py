@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sglang.srt.managers.schedule_policy import SchedulePolicy
@@ -9,8 +10,7 @@ from sglang.srt.managers.schedule_policy import SchedulePolicy
 from hexgen_sglang.plugin import self_check
 from hexgen_sglang.plugin.flags import POLICY
 from hexgen_sglang.plugin.ordering import QueueOrder
-from hexgen_sglang.plugin.prefix_hold import PrefixHold
-from hexgen_sglang.plugin.scheduler_process import this_process
+from hexgen_sglang.plugin.scheduler_process import Hold, this_process
 
 
 class HexgenSchedulePolicy(SchedulePolicy):
@@ -23,11 +23,11 @@ class HexgenSchedulePolicy(SchedulePolicy):
 
     def __init__(self, policy: str, tree_cache: Any, *args: Any, **kwargs: Any) -> None:
         self.hexgen_order: QueueOrder | None = None
-        self.hexgen_hold: PrefixHold | None = None
+        self.hexgen_holds: Sequence[Hold] = ()
         if policy == POLICY:
             self_check.require_loaded_hooks()
             self.hexgen_order = this_process().order
-            self.hexgen_hold = this_process().hold
+            self.hexgen_holds = this_process().holds
             policy = "fcfs"
         super().__init__(policy, tree_cache, *args, **kwargs)
 
@@ -36,5 +36,5 @@ class HexgenSchedulePolicy(SchedulePolicy):
         if self.hexgen_order is not None:
             self.hexgen_order.sort(waiting_queue)
         super().calc_priority(waiting_queue, *args, **kwargs)  # matches prefixes, too
-        if self.hexgen_hold is not None:
-            self.hexgen_hold.take_out(waiting_queue)
+        for hold in self.hexgen_holds:
+            hold.take_out(waiting_queue)

@@ -27,14 +27,18 @@ def around_event_loop(run_event_loop: Callable[[Any], None], scheduler: Any) -> 
 
 def around_prefill(choose: Callable[[Any, Any], Any], scheduler: Any, running_batch: Any) -> Any:
     """AROUND get_new_batch_prefill: what is held back meanwhile returns to the queue."""
-    hold = this_process().hold
-    if hold is None:
+    holds = this_process().holds
+    if not holds:
         return choose(scheduler, running_batch)
-    hold.begin(_in_progress(scheduler))
+    in_progress = _in_progress(scheduler)
+    # Chunks of a prompt follow each other: nothing can be held back for decodes meanwhile.
+    running = running_batch.reqs if scheduler.chunked_req is None else ()
+    for hold in holds:
+        hold.begin(in_progress, running)
     try:
         return choose(scheduler, running_batch)
     finally:
-        held = hold.give_back()
+        held = [req for hold in holds for req in hold.give_back()]
         if held:
             scheduler.waiting_queue = held + scheduler.waiting_queue
 

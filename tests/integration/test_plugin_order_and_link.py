@@ -141,13 +141,15 @@ class Engine:
         self._pool = ThreadPoolExecutor(16)
         self._num_sent = 0
 
-    def send(self, rid: str, tag: dict[str, Any] | None, num_tokens: int = 4) -> Future[Any]:
+    def send(
+        self, rid: str, tag: dict[str, Any] | None, num_tokens: int = 4, repeat: int = 1
+    ) -> Future[Any]:
         """POST /generate in a thread; the future holds status and answer."""
         self._num_sent += 1
         params: dict[str, Any] = {"max_new_tokens": num_tokens, "ignore_eos": True}
         if tag is not None:
             params["custom_params"] = {"hexgen": tag}
-        body = {"text": f"{rid} asks", "rid": rid, "sampling_params": params}
+        body = {"text": f"{rid} asks " * repeat, "rid": rid, "sampling_params": params}
         return self._pool.submit(post, f"{self.spec.url}/generate", body)
 
     def occupy(self, rid: str) -> Future[Any]:
@@ -554,6 +556,68 @@ def test_a_server_with_sglangs_own_policy_reports_and_keeps_its_order(
         assert [end.request_id for end in engine.ends(since, 3)] == ["running", "slack", "tight"]
         log = process.log_path.read_text(errors="replace")
         assert "SetDeadline has no effect: this server's --schedule-policy is not hexgen" in log
+        engine.close()
+    finally:
+        stop_all([process], 3.0)
+        coordinator.stop()
+
+
+SLOW_PROMPTS = """
+name = "slow-prompts"
+model = "no model"
+device = "made up for tests"
+tensor_parallel = { value = 1, source = "made up" }
+prefill.base_s = { value = 0.2, source = "made up" }
+prefill.per_token_s = { value = 0.001, source = "made up" }
+prefill.per_token_per_1k_context_s = { value = 0.0, source = "made up" }
+prefill.chunk_tokens = { value = 4096, source = "made up" }
+decode.base_s = { value = 0.02, source = "made up" }
+decode.per_request_s = { value = 0.001, source = "made up" }
+decode.per_1k_context_tokens_s = { value = 0.0, source = "made up" }
+capacity.kv_tokens = { value = 16384, source = "made up" }
+capacity.max_running_requests = { value = 16, source = "made up" }
+price.usd_per_hour = { value = 1.0, source = "made up" }
+fit.method = "made up"
+"""
+
+
+def test_a_relaxed_prompt_waits_for_a_tight_decode_and_not_the_other_way_round(
+    tiny_model: str, logs_folder: Path, tmp_path: Path
+) -> None:
+    """80 tokens take 1.7 s, and the prompts of one token 0.6 s: which of two ends first?"""
+    (tmp_path / "slow-prompts.toml").write_text(SLOW_PROMPTS)
+    coordinator = Coordinator()
+    spec = WorkerSpec(
+        name="patient",
+        model_path=tiny_model,
+        schedule_policy="hexgen",
+        coordinator_link=coordinator.endpoint,
+        emulate=tmp_path / "slow-prompts.toml",
+        flags=("--hexgen-prefill-patience", "20"),
+    )
+    process = spec.process(logs_folder)
+    coordinator.start()
+    try:
+        engine = start_engine(spec, process, coordinator)
+        for number in range(8):  # so many steps of each kind, before their costs are known
+            assert engine.send(f"first-{number}", None, num_tokens=3).result()[0] == 200
+
+        def ends(decode: dict[str, Any], prompt: dict[str, Any]) -> list[str]:
+            since = len(coordinator.messages)
+            name = decode["workflow_id"]
+            engine.send(name, {**decode, "expected_output_tokens": 80}, num_tokens=80)
+            engine.wait_for_load(since, lambda load: load.num_running == 1)
+            coming = f"behind-{name}"
+            engine.send(coming, {**prompt, "workflow_id": coming}, num_tokens=1, repeat=60)
+            return [end.request_id for end in engine.ends(since, 2)]
+
+        tight = {"budget_ms": 4_000, "predicted_remaining_ms": 2_000}
+        relaxed = {"budget_ms": 3_600_000, "predicted_remaining_ms": 2_000}
+        for name, decode, prompt, order in (
+            ("tight", tight, relaxed, ["tight", "behind-tight"]),
+            ("relaxed", relaxed, tight, ["behind-relaxed", "relaxed"]),
+        ):
+            assert ends({**decode, "workflow_id": name}, prompt) == order
         engine.close()
     finally:
         stop_all([process], 3.0)

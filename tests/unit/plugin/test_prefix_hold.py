@@ -32,7 +32,7 @@ def hold() -> PrefixHold:
 def held_of(queue: list[Any], in_progress: list[Any] = ()) -> list[str]:  # type: ignore[assignment]
     """Names of what is held; the rest stays in `queue`, in order."""
     one = hold()
-    one.begin(in_progress)
+    one.begin(in_progress, ())
     before = list(queue)
     one.take_out(queue)
     held = one.give_back()

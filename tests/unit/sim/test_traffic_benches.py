@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from hexgen_sglang.core.request import RequestView
-from hexgen_sglang.sim.engine_request import EngineRequest
 from hexgen_sglang.sim.testbed import Testbed
 
 ROOT = Path(__file__).parents[3]
@@ -65,33 +62,14 @@ def test_the_time_of_a_workflow_is_told_whole(bed: Testbed) -> None:
     assert sum(size["share_of_late"] for size in found["by_size"]) == pytest.approx(1.0)
 
 
-def test_prefills_wait_only_while_others_decode(bed: Testbed) -> None:
+def test_prefills_wait_only_with_patience(bed: Testbed) -> None:
     waits = script("prefill_waits")
-    num_held = 0
-
-    class Watched(waits.PatientEngine):
-        weigh = staticmethod(waits.equal)
-
-        def _should_wait(self, request: EngineRequest) -> bool:
-            nonlocal num_held
-            should = bool(super()._should_wait(request))
-            num_held += should
-            assert self.running or not should
-            return should
-
-    workload = bed.workload("80%", 20, seed=0)
-    facts = bed.run("hexgen", workload, replace(bed.settings(), make_engine=Watched))
-    assert num_held
-    plain = bed.run("hexgen", workload)
-    assert [one.e2e_s for one in facts.run.workflows] != [one.e2e_s for one in plain.run.workflows]
-
-
-def test_weights_are_the_share_of_the_budget_that_will_be_used() -> None:
-    waits = script("prefill_waits")
-    view = RequestView("r", "w", 0.0, deadline_s=100.0, budget_s=100.0, predicted_remaining_s=30.0)
-    assert waits.urgency(view, 20.0) == pytest.approx(0.5)
-    assert waits.urgency(view, 5_000.0) == waits.MOST_URGENCY
-    assert waits.urgency(RequestView("r", "w", 0.0), 20.0) == 1.0
+    rows = waits.rows_of(bed, "80%", 20, 1)
+    assert [row["patience"] for row in rows] == 2 * list(waits.PATIENCES)
+    p95_s = [row["p95_s"] for row in rows if row["deadlines"] == "4"]
+    plain = waits.figures(bed.run("hexgen", bed.workload("80%", 20, seed=0)))
+    assert p95_s[0] == plain["p95_s"]
+    assert len(set(p95_s)) > 1
 
 
 def test_two_scales_take_turns(bed: Testbed) -> None:
