@@ -47,8 +47,8 @@ class TenantLimits(Struct, frozen=True, forbid_unknown_fields=True, omit_default
     weight: Annotated[float, Meta(gt=0, le=1e6)] | None = None
 
 
-class Used(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a tenant used at one coordinator.
+class Used(Struct, frozen=True, array_like=True):
+    """What a tenant used at one coordinator; a newer one may tell more, at the end.
 
     Attributes:
         num_open: requests accepted and not ended, now.

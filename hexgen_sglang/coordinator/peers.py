@@ -44,8 +44,11 @@ TenantKey = Annotated[str, Meta(max_length=64)]
 Attained = Annotated[float, Meta(ge=0, le=2.0**53)]
 
 
-class Beat(Struct, frozen=True, forbid_unknown_fields=True):
+class Beat(Struct, frozen=True):
     """What a coordinator tells the others, and is told back.
+
+    During an upgrade one of them is newer: what the other does not know yet is left out, and
+    what a newer one is not told has a default.
 
     Attributes:
         coordinator_id: who tells.
