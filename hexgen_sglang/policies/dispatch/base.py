@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+from msgspec import Struct
 
 from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.core.worker import WorkerState, WorkerView
 from hexgen_sglang.policies.registry import PolicyRegistry
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """One worker that could serve the request, at the instant of the decision.
 
     Attributes:
