@@ -79,6 +79,7 @@ class Engines:
         folder: logs and step logs.
 
     Attributes:
+        engine, time_scale: as given.
         link: the endpoint on which a coordinator has to listen; "" when not linked.
         folder: logs of the workers.
 
@@ -98,7 +99,7 @@ class Engines:
         self.engine = engine
         self.link = f"tcp://127.0.0.1:{free_port()}" if linked else ""
         self.folder = folder
-        self._time_scale = time_scale
+        self.time_scale = time_scale
         rows = tuple(_row(row, engine) for row in config.workers)
         specs = worker_specs(msgspec.structs.replace(config, workers=rows))
         self.specs = {spec.name: self._spec(spec) for spec in specs}
@@ -184,7 +185,7 @@ class Engines:
             *("--weight-version", spec.name),
         ]
         if spec.emulate is not None:
-            flags += ["--hexgen-time-scale", str(self._time_scale)]
+            flags += ["--hexgen-time-scale", str(self.time_scale)]
             flags += ["--hexgen-step-log", str(self._step_log(spec.name).resolve())]
         if self.link:
             flags += ["--hexgen-coordinator", self.link, "--hexgen-worker-id", spec.name]
@@ -199,7 +200,7 @@ class Engines:
         if self.engine.ordering:
             flags += ["--hexgen-hold-prefixes", "on" if self.engine.holds_prefixes else "off"]
             own = dict(self.engine.ordering_settings)
-            settings = scaled_settings(ORDERING, self.engine.ordering, own, self._time_scale)
+            settings = scaled_settings(ORDERING, self.engine.ordering, own, self.time_scale)
             if "best_effort_slack_s" in settings:
                 flags += ["--hexgen-best-effort-slack", str(settings["best_effort_slack_s"])]
         return dataclasses.replace(spec, flags=(*flags, *spec.flags))

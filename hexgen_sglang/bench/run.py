@@ -26,6 +26,7 @@ from hexgen_sglang.bench.plan import Facts, Plan
 from hexgen_sglang.bench.replay import Replay, ReplaySettings
 from hexgen_sglang.bench.store import RecordStore
 from hexgen_sglang.bench.systems import Engine, Place, System
+from hexgen_sglang.coordinator.config import CoordinatorConfig
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.results import laws
 from hexgen_sglang.results.schema import RunFacts
@@ -104,7 +105,13 @@ def _run_engine(
         for load, seed, system in runs:
             settings = replace(plan.workload, rate_per_s=load.rate_per_s, seed=seed)
             workload = build_workload(plan.trace, settings, plan.profiles)
-            one = run_one(plan, engines, system, workload)
+            one = run_one(
+                engines,
+                system,
+                workload,
+                plan.cluster.coordinator,
+                num_token_ids=plan.num_token_ids,
+            )
             store.write(load, seed, system, one)
             done.append(one)
             progress.ended(f"{system.name}, {load.label}, seed {seed}", one)
@@ -124,28 +131,37 @@ def _by_engine(systems: Sequence[System]) -> list[tuple[Engine, list[System]]]:
 
 
 def run_one(
-    plan: Plan,
     engines: Engines,
     system: System,
     workload: Workload,
+    coordinator: CoordinatorConfig,
     at_end: Callable[[str], None] = _nothing,
+    *,
+    num_token_ids: int | None = None,
 ) -> RunFacts:
     """One replay between two readings of all counters, judged by the laws.
 
-    `at_end`: given the coordinator's base address ("" where there is none) once the last
-    workflow is over.
+    Args:
+        engines: started.
+        system: what dispatches to them.
+        workload: what is sent.
+        coordinator: of a system that has one; its policies are replaced by the system's.
+        at_end: given the coordinator's base address ("" where there is none) once the last
+            workflow is over.
+        num_token_ids: as of `Plan`.
     """
+    time_scale = engines.time_scale
     began_s = time.monotonic()
     ticks = machine.cpu_ticks()
     engines.check()
     engines.flush()
     before = engines.read()
-    tokens = _tokens(plan, engines, workload.settings.seed)
+    tokens = _tokens(num_token_ids, engines, workload.settings.seed)
     settings = ReplaySettings(
-        time_scale=plan.time_scale, send_priority=system.engine.policy == "priority"
+        time_scale=time_scale, send_priority=system.engine.policy == "priority"
     )
     folder = engines.folder / "dispatch"
-    with dispatching(system, engines, plan.cluster.coordinator, plan.time_scale, folder) as (
+    with dispatching(system, engines, coordinator, time_scale, folder) as (
         target,
         coordinator_url,
     ):
@@ -168,15 +184,14 @@ def run_one(
         broken=tuple(broken),
         emulation=emulation,
         prefixes=prefixes_between(before, after),
-        dispatch_waits_s=tuple(wait * plan.time_scale for wait in told.waits_s) if told else (),
+        dispatch_waits_s=tuple(wait * time_scale for wait in told.waits_s) if told else (),
         wall_s=time.monotonic() - began_s,
         machine_busy_frac=machine.busy_frac(ticks, machine.cpu_ticks()),
     )
 
 
-def _tokens(plan: Plan, engines: Engines, seed: int) -> TokenSource:
+def _tokens(num_ids: int | None, engines: Engines, seed: int) -> TokenSource:
     """Where the prompts' token ids of one seed come from, the same for every system."""
-    num_ids = plan.num_token_ids
     if num_ids is None:
         vocabularies = [_vocabulary(Path(spec.model_path)) for spec in engines.specs.values()]
         num_ids = min(min(vocabularies) - _FIRST_TOKEN_ID, _MAX_TOKEN_IDS)

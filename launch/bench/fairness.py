@@ -27,8 +27,7 @@ import msgspec
 
 from hexgen_sglang.bench import machine
 from hexgen_sglang.bench.engines import Engines
-from hexgen_sglang.bench.loads import Load
-from hexgen_sglang.bench.plan import Plan, cluster_profiles
+from hexgen_sglang.bench.plan import cluster_profiles
 from hexgen_sglang.bench.run import run_one
 from hexgen_sglang.bench.systems import parse_system
 from hexgen_sglang.cluster.config import load_cluster
@@ -128,18 +127,7 @@ class Bench:
             names = tuple(name for row in self._cluster.workers for name in row.names())
             settings = SimSettings(worker_names=names, coordinator=coordinator)
             return simulate(self._system, workload, self.profiles, settings)
-        plan = Plan(
-            cluster=msgspec.structs.replace(self._cluster, coordinator=coordinator),
-            profiles=self.profiles,
-            trace=self.trace,
-            loads=(Load(f"{self._args.share:g}", self.rate_per_s),),
-            seeds=(workload.settings.seed,),
-            systems=(self._system,),
-            workload=workload.settings,
-            time_scale=self._args.time_scale,
-            folder=self._folder,
-        )
-        return run_one(plan, self._engines, self._system, workload)
+        return run_one(self._engines, self._system, workload, coordinator)
 
     @property
     def _time_scale(self) -> float:

@@ -31,7 +31,7 @@ import numpy as np
 
 from hexgen_sglang.bench import machine
 from hexgen_sglang.bench.engines import Engines
-from hexgen_sglang.bench.plan import EngineKind, Plan, cluster_profiles
+from hexgen_sglang.bench.plan import cluster_profiles
 from hexgen_sglang.bench.run import run_one
 from hexgen_sglang.bench.scaling import scaled_settings
 from hexgen_sglang.bench.systems import Place, System, parse_system, with_ordering_settings
@@ -183,18 +183,6 @@ class EmulatedTrial:
         coordinator = msgspec.structs.replace(
             trial.cluster.coordinator, tuning=self.tuning_of(system, mode)
         )
-        plan = Plan(
-            cluster=msgspec.structs.replace(trial.cluster, coordinator=coordinator),
-            profiles=trial.profiles,
-            trace=trial.trace,
-            loads=(),
-            seeds=(seed,),
-            systems=(system,),
-            workload=workload.settings,
-            time_scale=self.time_scale,
-            folder=folder,
-            engine=EngineKind.EMULATED,
-        )
         told: dict[str, Any] = {}
         last_s = workload.workflows[-1].arrival_s
         print(
@@ -202,10 +190,10 @@ class EmulatedTrial:
             file=sys.stderr,
             flush=True,
         )
-        with Engines(plan.cluster, system.engine, self.time_scale, True, folder) as engines:
+        with Engines(trial.cluster, system.engine, self.time_scale, True, folder) as engines:
             engines.start()
             facts = run_one(
-                plan, engines, system, workload, lambda url: told.update(_tuning_report(url))
+                engines, system, workload, coordinator, lambda url: told.update(_tuning_report(url))
             )
         end_s = max(one.arrival_s + one.e2e_s for one in facts.run.workflows)
         counts = told["counts"]
