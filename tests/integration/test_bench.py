@@ -155,3 +155,23 @@ def command_lines() -> list[bytes]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return lines
+
+
+@pytest.mark.timeout(300)
+def test_the_worst_workflow_of_a_run_is_explained(bench: dict[str, Any]) -> None:
+    script = Path(__file__).resolve().parents[2] / "launch/bench/explain_late.py"
+    command = [
+        *(sys.executable, "-P", str(script), "--cluster", "pair.toml", "--trace", "small.jsonl"),
+        *("--load", "60%", "--workflows", "6", "--time-scale", "2", "--json", "late.json"),
+    ]
+    folder = bench["folder"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
+    assert done.returncode in (0, 1), done.stderr
+    found = json.loads((folder / "late.json").read_text())
+    assert [one for one in found["broken"] if not one.startswith(ABOUT_THE_MACHINE)] == []
+    story = found["story"]
+    assert [row["stage"] for row in story["passes"]] == ["plan", "draft", "revise", "vote"]
+    assert len(story["decisions"]) >= REQUESTS_EACH
+    text = (folder / "late.txt").read_text()
+    assert f"workflow {story['workflow_id']} (text2sql) took" in text
+    assert text.count("runner-up:") >= REQUESTS_EACH
