@@ -80,6 +80,18 @@ def test_goodput_without_any_attainment_gives_no_ratio(layers: Any) -> None:
     assert not math.isnan(row["goodput_per_s"])
 
 
+def test_goodput_of_paper_is_that_of_the_best_alpha_at_each_load(layers: Any) -> None:
+    def load(rate: float, alpha: float, met: float) -> dict[str, Any]:
+        names = {layers.OURS: 1.0, layers.paper(alpha): met, "fcfs+round_robin": 1.0}
+        systems = {name: {"attainment": {"3": met, "4": met}} for name, met in names.items()}
+        return {"rate": rate, "systems": systems}
+
+    loads = [load(1.0, 0.4, 0.97), load(2.0, 0.8, 0.93)]  # each alpha ran at one of them
+    identity = {"cluster": "c", "trace": "t", "settings": {"arrivals": "poisson"}}
+    row = layers.goodput_rows({**identity, "loads": loads})[0]
+    assert row["vs_paper"] == pytest.approx(2.0 / 1.5)
+
+
 def test_a_folder_without_traces_is_named(layers: Any, tmp_path: Path) -> None:
     with pytest.raises(layers.ConfigError, match=r"no trace files"):
         layers.traces([str(tmp_path)])
