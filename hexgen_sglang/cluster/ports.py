@@ -5,11 +5,16 @@ Runs in the process that owns the children.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import random
 import socket
+import tempfile
 import urllib.error
 import urllib.request
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hexgen_sglang.core.errors import ProcessError
@@ -19,25 +24,51 @@ from hexgen_sglang.core.errors import ProcessError
 FIRST_PORT, LAST_PORT = 20_000, 31_999
 _ATTEMPTS = 500
 
+# A byte of this file for each port, locked by the process that a port was given to until it ends:
+# a child may bind its port half a minute later.
+_CLAIMS = Path(tempfile.gettempdir()) / f"hexgen-ports-{os.getuid()}"
+
 _handed_out: set[int] = set()
 # A proxy of the environment must not see requests to our own children.
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def free_port() -> int:
-    """A TCP port, free on all interfaces, that this process was not given before.
+    """A TCP port, free on all interfaces, that no process of this user was given before.
 
-    Chosen at random, so that clusters started side by side on one machine rarely meet.
+    Those of processes that have ended count as free again.
 
     Raises:
-        ProcessError: none was free.
+        ProcessError: none was free, or the file of claims cannot be opened.
     """
     for _ in range(_ATTEMPTS):
         port = random.randint(FIRST_PORT, LAST_PORT)
-        if port not in _handed_out and _is_free(port):
+        if port not in _handed_out and _is_free(port) and _is_claimed(port):
             _handed_out.add(port)
             return port
     raise ProcessError(f"no free TCP port found between {FIRST_PORT} and {LAST_PORT}")
+
+
+@cache
+def _claims() -> int:
+    """Descriptor of the file of claims; stays open, since closing it gives all of them up.
+
+    Raises:
+        ProcessError: it cannot be opened.
+    """
+    try:
+        return os.open(_CLAIMS, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ProcessError(f"file of port claims: {error}") from error
+
+
+def _is_claimed(port: int) -> bool:
+    """Claim a port for this process; False when another one has it."""
+    try:
+        fcntl.lockf(_claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def _is_free(port: int) -> bool:

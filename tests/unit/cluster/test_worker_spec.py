@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,33 @@ def test_servers_cache_compiled_modules(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_contradiction_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         WorkerSpec(name="w", model_path="m", **fields)
+
+
+def test_a_port_is_no_other_processs_until_the_one_that_has_it_ends() -> None:
+    code = (
+        "import sys\n"
+        "from hexgen_sglang.cluster import ports\n"
+        "if sys.argv[1:]:\n"
+        "    ports.FIRST_PORT = ports.LAST_PORT = int(sys.argv[1])\n"
+        "print(ports.free_port(), flush=True)\n"
+        "input()\n"
+    )
+
+    def started(*port: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-c", code, *port]
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+    with started() as first:
+        assert first.stdout is not None
+        port = first.stdout.readline().strip()
+        with started(port) as second:
+            out, told = second.communicate("\n", timeout=60)
+            assert (out, second.returncode) == ("", 1)
+            assert "no free TCP port found" in told
+        first.communicate("\n", timeout=60)
+    with started(port) as third:
+        assert third.communicate("\n", timeout=60)[0].strip() == port
 
 
 def test_ports_are_never_handed_out_twice() -> None:
