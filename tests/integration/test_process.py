@@ -129,10 +129,11 @@ def test_a_restart_appends_to_the_log(child) -> None:
 
 
 OWNER = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from hexgen_sglang.cluster.process import ChildProcess
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that nohup started ignore it
 child = ChildProcess("child", [sys.executable, "-S", "-c", sys.argv[1], *sys.argv[3:]],
                      env=os.environ, log_path=Path(sys.argv[2]))
 child.start()
@@ -160,7 +161,7 @@ def test_children_do_not_outlive_a_killed_owner(tmp_path: Path, signum: signal.S
 
 def test_a_killed_guard_is_replaced(tmp_path: Path) -> None:
     code = """
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, time
 from pathlib import Path
 from hexgen_sglang.cluster.process import ChildProcess
 
@@ -170,8 +171,12 @@ def start(name):
     return child
 
 first = start("first")
-guard = [int(p) for p in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-         if b"guard.py" in Path(f"/proc/{p}/cmdline").read_bytes()]
+def guards():
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(p) for p in children if b"guard.py" in Path(f"/proc/{p}/cmdline").read_bytes()]
+
+while not (guard := guards()):  # it was spawned, but its command line may not be there yet
+    time.sleep(0.01)
 os.kill(guard[0], signal.SIGKILL)
 os.waitpid(guard[0], 0)
 print(first.pid, start("second").pid, flush=True)
