@@ -43,7 +43,7 @@ def free_port() -> int:
     """
     for _ in range(_ATTEMPTS):
         port = random.randint(FIRST_PORT, LAST_PORT)
-        if port not in _handed_out and _is_free(port) and _is_claimed(port):
+        if port not in _handed_out and _is_free(port) and _claim(port):
             _handed_out.add(port)
             return port
     raise ProcessError(f"no free TCP port found between {FIRST_PORT} and {LAST_PORT}")
@@ -62,7 +62,7 @@ def _claims() -> int:
         raise ProcessError(f"file of port claims: {error}") from error
 
 
-def _is_claimed(port: int) -> bool:
+def _claim(port: int) -> bool:
     """Claim a port for this process; False when another one has it."""
     try:
         fcntl.lockf(_claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)

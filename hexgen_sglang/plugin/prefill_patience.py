@@ -7,12 +7,13 @@ SGLang's own input, from the rank that owns the link. SGLang is not imported her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hexgen_sglang.core.request import RequestView
 from hexgen_sglang.core.worker import StepCosts
+from hexgen_sglang.plugin.hold import Hold
 from hexgen_sglang.policies import patience
 
 
@@ -28,35 +29,25 @@ class Moment:
     costs: StepCosts
 
 
-class PrefillPatience:
-    """Takes prompts out of the waiting queue while a batch is chosen.
+class PrefillPatience(Hold):
+    """Holds prompts by the rule.
 
     Args:
         longest: the longest wait of a prompt, in prefills of its own.
         view_of: a `Req` as the policies see it.
-
-    Attributes:
-        num_held: prompts held so far, each time counted.
     """
 
     def __init__(self, longest: float, view_of: Callable[[Any], RequestView]) -> None:
-        self.num_held = 0
+        super().__init__()
         self._longest = longest
         self._view_of = view_of
         self._moment: Moment | None = None
-        self._running: Sequence[Any] = ()
-        self._held: list[Any] = []
 
     def at(self, moment: Moment) -> None:
         """The next choices are made as of this moment."""
         self._moment = moment
 
-    def begin(self, in_progress: Sequence[Any], running: Sequence[Any]) -> None:
-        """A batch is about to be chosen, while the `Req` in `running` decode."""
-        self._running = running
-
-    def take_out(self, waiting_queue: list[Any]) -> None:
-        """Leave in the queue what should be admitted now, in its order."""
+    def _waits(self, waiting_queue: Sequence[Any]) -> Iterator[bool]:
         if self._moment is None or not self._running:
             return
         now_s, costs = self._moment.now_s, self._moment.costs
@@ -67,21 +58,9 @@ class PrefillPatience:
             view = self._view_of(req)
             left_s = patience.decode_left_s(view, len(req.output_ids), step_s)
             decodes.append((left_s, patience.tightness(view, now_s)))
-        kept = []
         for req in waiting_queue:
             view = self._view_of(req)
             cached = getattr(req, "num_matched_prefix_tokens", 0) or 0
             own_s = costs.prefill_s(len(req.origin_input_ids) - cached, cached)
-            waited_s = now_s - view.arrival_s
-            own = patience.tightness(view, now_s)
-            waits = patience.should_wait(own_s, own, waited_s, decodes, self._longest)
-            (self._held if waits else kept).append(req)
-        if self._held:
-            self.num_held += len(self._held)
-            waiting_queue[:] = kept
-
-    def give_back(self) -> list[Any]:
-        """The held prompts, for the waiting queue; none are held any more."""
-        held, self._held = self._held, []
-        self._running = ()
-        return held
+            own, waited_s = patience.tightness(view, now_s), now_s - view.arrival_s
+            yield patience.should_wait(own_s, own, waited_s, decodes, self._longest)

@@ -9,66 +9,45 @@ Runs on SGLang's scheduler thread, in every choice of a batch. SGLang is not imp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from hexgen_sglang.plugin.hold import Hold
 
 # Not worth waiting for fewer tokens: a step costs more than they do.
 WORTH_WAITING = 128
 
 
-class PrefixHold:
-    """Takes requests out of the waiting queue while a batch is chosen.
+class PrefixHold(Hold):
+    """Holds what shares with a prompt in progress, or with one before it in the queue.
+
+    At least 128 tokens more than it has in the cache, that is.
 
     Args:
         workflow_of: the workflow of a `Req`; only requests of one workflow are compared.
-
-    Attributes:
-        num_held: requests held so far, each time counted.
     """
 
     def __init__(self, workflow_of: Callable[[Any], str]) -> None:
-        self.num_held = 0
+        super().__init__()
         self._workflow_of = workflow_of
-        self._in_progress: Sequence[Any] = ()
-        self._held: list[Any] = []
 
-    def begin(self, in_progress: Sequence[Any], running: Sequence[Any]) -> None:
-        """A batch is about to be chosen, while the `Req` in progress have prompts computed."""
-        self._in_progress = in_progress
-
-    def take_out(self, waiting_queue: list[Any]) -> None:
-        """Leave in the queue, which is in order, only what should be admitted now.
-
-        Held is what shares with a prompt in progress, or with one before it in the queue, at
-        least 128 tokens more than it has in the cache. Held requests keep their order.
-        """
+    def _waits(self, waiting_queue: Sequence[Any]) -> Iterator[bool]:
         if len(waiting_queue) + len(self._in_progress) < 2:
             return
         leaders: dict[str, list[Any]] = {}
         for req in self._in_progress:
             leaders.setdefault(self._workflow_of(req), []).append(req)
-        kept = []
         for req in waiting_queue:
             group = leaders.setdefault(self._workflow_of(req), [])
             cached = getattr(req, "num_matched_prefix_tokens", 0) or 0
             ids = req.origin_input_ids
-            if any(
+            waits = any(
                 shared_tokens(ids, leader.origin_input_ids) - cached >= WORTH_WAITING
                 for leader in group
-            ):
-                self._held.append(req)
-            else:
+            )
+            if not waits:
                 group.append(req)
-                kept.append(req)
-        if self._held:
-            self.num_held += len(self._held)
-            waiting_queue[:] = kept
-
-    def give_back(self) -> list[Any]:
-        """The held requests, for the waiting queue; none are held any more."""
-        held, self._held = self._held, []
-        self._in_progress = ()
-        return held
+            yield waits
 
 
 def shared_tokens(ours: Sequence[int], theirs: Sequence[int]) -> int:

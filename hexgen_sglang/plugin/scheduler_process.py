@@ -12,9 +12,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from hexgen_sglang import __version__
 from hexgen_sglang.plugin.commands import (
@@ -24,6 +23,7 @@ from hexgen_sglang.plugin.commands import (
     queue_command,
 )
 from hexgen_sglang.plugin.config import PluginConfig
+from hexgen_sglang.plugin.hold import Hold
 from hexgen_sglang.plugin.ordering import QueueOrder
 from hexgen_sglang.plugin.prefill_patience import Moment, PrefillPatience
 from hexgen_sglang.plugin.prefix_hold import PrefixHold
@@ -62,22 +62,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HEALTH_CHECK = "HEALTH_CHECK"  # prefix of the ids of SGLang's own health probes
-
-
-class Hold(Protocol):
-    """Keeps requests out of the waiting queue while SGLang chooses a batch."""
-
-    def begin(self, in_progress: Sequence[Any], running: Sequence[Any]) -> None:
-        """A choice begins: `Req` whose prompts are being computed, and those that decode."""
-        ...
-
-    def take_out(self, waiting_queue: list[Any]) -> None:
-        """Leave in the queue, which is in order, what may be admitted."""
-        ...
-
-    def give_back(self) -> list[Any]:
-        """What was taken out in this choice."""
-        ...
 
 
 class SchedulerProcess:
@@ -168,10 +152,9 @@ class SchedulerProcess:
             now_s = time.perf_counter()
             if self.prefixes is not None and self.prefixes.is_due(now_s):
                 messages.append(MarkPrefixes(now_s))
-            if self.patience is not None and self.timer is not None and self.telemetry.num_live:
-                costs = self.timer.costs()
-                if costs is not None:
-                    messages.append(Moment(now_s, costs))
+            costs = None if self.timer is None else self.timer.costs
+            if self.patience is not None and costs is not None and self.telemetry.num_live:
+                messages.append(Moment(now_s, costs))
 
     def _add_commands(self, messages: list[Any], telemetry: Telemetry) -> None:
         from sglang.srt.managers.io_struct import AbortReq

@@ -25,19 +25,21 @@ class StepTimer:
     Args:
         repeated_frac: of a read, for context tokens that requests of a step share; 1: all of it.
         repeated: counts those tokens in a decode batch; asked for only where they cost less.
+
+    Attributes:
+        costs: what steps cost, as of the last news; None before.
     """
 
     def __init__(
         self, repeated_frac: float = 1.0, repeated: Callable[[Any], int] | None = None
     ) -> None:
+        self.costs: StepCosts | None = None
         self._fit = StepCostFit(repeated_frac)
         self._repeated = repeated if repeated_frac < 1 else None
         # When, prefill or not, how many tokens or requests, context tokens, repeated ones.
         self._launched: deque[tuple[float, bool, int, float, int]] = deque(maxlen=_MOST_IN_FLIGHT)
         self._last_end_s = 0.0
         self._told_s = float("-inf")
-        self._fitted_s = float("-inf")
-        self._costs: StepCosts | None = None
 
     def launched(self, batch: Any, now_s: float) -> None:
         """SGLang gives a batch to the accelerator."""
@@ -71,13 +73,6 @@ class StepTimer:
         else:
             self._fit.add_decode(count, context, seconds, num_repeated_tokens=repeated)
 
-    def costs(self) -> StepCosts | None:
-        """What steps cost, as far as known; fitted anew at most once a second."""
-        if self._last_end_s - self._fitted_s >= INTERVAL_S:
-            self._fitted_s = self._last_end_s
-            self._costs = self._fit.costs()
-        return self._costs
-
     def news(self, now_s: float) -> StepTimes | None:
         """What to tell the coordinator, once a second; None when nothing is due or known."""
         if now_s - self._told_s < INTERVAL_S:
@@ -86,6 +81,7 @@ class StepTimer:
         if costs is None:
             return None
         self._told_s = now_s
+        self.costs = costs
         return step_times(costs, self._fit.num_prefills, self._fit.num_decodes)
 
 

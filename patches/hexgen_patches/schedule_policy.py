@@ -9,8 +9,9 @@ from sglang.srt.managers.schedule_policy import SchedulePolicy
 
 from hexgen_sglang.plugin import self_check
 from hexgen_sglang.plugin.flags import POLICY
+from hexgen_sglang.plugin.hold import Hold
 from hexgen_sglang.plugin.ordering import QueueOrder
-from hexgen_sglang.plugin.scheduler_process import Hold, this_process
+from hexgen_sglang.plugin.scheduler_process import this_process
 
 
 class HexgenSchedulePolicy(SchedulePolicy):
