@@ -11,11 +11,13 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from hexgen_sglang.bench import machine
 from hexgen_sglang.bench.loads import Load
 from hexgen_sglang.bench.plan import Plan
 from hexgen_sglang.bench.systems import System
+from hexgen_sglang.cluster.config import ClusterConfig
 from hexgen_sglang.core.errors import ConfigError
 from hexgen_sglang.results.schema import RunFacts
 
@@ -41,7 +43,7 @@ class RecordStore:
         self._common = _digest(
             [workflow.shape_digest() for workflow in plan.trace.workflows],
             plan.profiles,
-            plan.cluster,
+            _without_places(plan.cluster),
             plan.workload,
             plan.time_scale,
             plan.num_token_ids,
@@ -86,6 +88,15 @@ def read_record(path: Path) -> RecordFile:
         return msgspec.json.decode(path.read_bytes(), type=RecordFile)
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _without_places(cluster: ClusterConfig) -> ClusterConfig:
+    """The cluster without where its profiles lie: what they say is in the plan."""
+    return replace(
+        cluster,
+        workers=tuple(replace(row, profile=None) for row in cluster.workers),
+        coordinator=replace(cluster.coordinator, accelerators=None),
+    )
 
 
 def _digest(*parts: object) -> str:

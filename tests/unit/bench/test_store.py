@@ -51,6 +51,16 @@ def test_a_run_of_an_equal_plan_is_found(plan: Plan, served: RunRecord) -> None:
     assert RecordStore(plan).read(LOAD, 2, SYSTEM) is None
 
 
+def test_where_the_files_of_profiles_lie_is_no_matter(plan: Plan, served: RunRecord) -> None:
+    here, there = (
+        replace(plan, cluster=ClusterConfig(workers=(WorkerRow(name="w", profile=path),)))
+        for path in ("/here/a100.toml", "/there/a100.toml")
+    )
+    facts = RunFacts(served, wall_s=2.0)
+    RecordStore(here).write(LOAD, 1, SYSTEM, facts)
+    assert RecordStore(there).read(LOAD, 1, SYSTEM) == facts
+
+
 @pytest.mark.parametrize(
     "change",
     [
