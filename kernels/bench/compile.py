@@ -50,12 +50,12 @@ def main() -> int:
 def compiled(capability: int, head_size: int, queries_per_kv_head: int) -> list[dict[str, Any]]:
     """One row for each kernel with the default block sizes, bfloat16 and page size 1."""
     from hexgen_kernels.shared_prefix_decode import triton_kernels as kernels
-    from hexgen_kernels.shared_prefix_decode.decoder import MERGE_SLOTS, Tiles
+    from hexgen_kernels.shared_prefix_decode.decoder import MERGE_SLOTS, MERGE_WARPS, tiles_for
 
-    tiles = Tiles()
+    tiles = tiles_for(queries_per_kv_head, capability)
     model = {
         "QUERIES_PER_KV_HEAD": queries_per_kv_head, "PAGE_SIZE": 1, "HEAD_SIZE": head_size,
-        "UPCAST": False,
+        "SAME_STRIDES": True, "WIDE": False, "UPCAST": False,
     }  # fmt: skip
     prefix = {"BLOCK_M": tiles.prefix_queries, "BLOCK_N": tiles.prefix_tokens}
     suffix = {"BLOCK_M": 16, "BLOCK_N": tiles.suffix_tokens, "MIN_CHUNK": tiles.min_chunk}
@@ -65,7 +65,7 @@ def compiled(capability: int, head_size: int, queries_per_kv_head: int) -> list[
         for kernel, constants, warps, stages in (
             (kernels.prefix_kernel, model | prefix, tiles.prefix_warps, tiles.prefix_stages),
             (kernels.suffix_kernel, model | suffix, tiles.suffix_warps, tiles.suffix_stages),
-            (kernels.merge_kernel, merge, 4, 3),
+            (kernels.merge_kernel, merge, MERGE_WARPS, 3),
         )
     ]
 

