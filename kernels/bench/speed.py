@@ -54,6 +54,7 @@ def main() -> int:
     copy_rate = copy_bytes_per_s()
     shapes = product(args.batches, args.prefixes, args.suffixes, HEADS)
     points = [TARGET] if args.target else [(b, p, s, *h) for b, p, s, h in shapes]
+    results: list[dict[str, Any]] = []
     report = {
         "device": device,
         "versions": versions("flashinfer-python"),
@@ -62,7 +63,7 @@ def main() -> int:
         "copy_bytes_per_s": copy_rate,
         "tiles": str(tiles or "default"),
         "tuning": tuning,
-        "results": (results := []),
+        "results": results,
     }
     for point in points:
         results.append(measure(point, tiles, copy_rate))

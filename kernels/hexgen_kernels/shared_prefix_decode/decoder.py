@@ -203,25 +203,26 @@ class SharedPrefixDecoder:
                 was loaded.
         """
         batch = self._check_call(q, k_cache, v_cache, table, table_rows, seq_lens, out)
-        strides = (
-            *q.stride()[:2], *k_cache.stride()[:2], *v_cache.stride()[:2], table.stride(0)
+        numbers = (
+            *q.stride()[:2], *k_cache.stride()[:2], *v_cache.stride()[:2], table.stride(0),
+            sm_scale / math.log(2),
         )  # fmt: skip
         inputs = (q, k_cache, v_cache, table, table_rows)
-        scale = sm_scale / math.log(2)
+        constants = self._constants(k_cache, v_cache)
         if self._side is None:
-            self._run_prefix(inputs, batch, strides, scale)
+            self._run_prefix(inputs, batch, numbers, constants)
         else:
             self._side.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self._side):
-                self._run_prefix(inputs, batch, strides, scale)
+                self._run_prefix(inputs, batch, numbers, constants)
         splits = self.limits.suffix_splits(batch)
-        self._run_suffix(inputs, seq_lens, batch, splits, strides, scale)
+        self._run_suffix(inputs, seq_lens, batch, splits, numbers, constants)
         if self._side is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._side)
         self._run_merge(seq_lens, out, batch, splits)
         return self.lse[:batch]
 
-    def _run_prefix(self, inputs: Any, batch: int, strides: Any, scale: float) -> None:
+    def _run_prefix(self, inputs: Any, batch: int, numbers: Any, constants: dict[str, Any]) -> None:
         programs = -(-self.limits.target_programs // self.num_kv_heads)
         kernels.prefix_kernel[(programs, self.num_kv_heads)](
             *inputs,
@@ -232,15 +233,22 @@ class SharedPrefixDecoder:
             self.partial_lse,
             batch,
             self.num_q_heads,
-            *strides,
-            scale,
-            **self._constants(inputs, self.tiles.prefix_queries, self.tiles.prefix_tokens),
+            *numbers,
+            **constants,
+            BLOCK_M=self.tiles.prefix_queries,
+            BLOCK_N=self.tiles.prefix_tokens,
             num_warps=self.tiles.prefix_warps,
             num_stages=self.tiles.prefix_stages,
         )
 
     def _run_suffix(
-        self, inputs: Any, seq_lens: Tensor, batch: int, splits: int, strides: Any, scale: float
+        self,
+        inputs: Any,
+        seq_lens: Tensor,
+        batch: int,
+        splits: int,
+        numbers: Any,
+        constants: dict[str, Any],
     ) -> None:
         per_kv_head = self.num_q_heads // self.num_kv_heads
         queries = max(16, triton.next_power_of_2(per_kv_head))
@@ -254,9 +262,10 @@ class SharedPrefixDecoder:
             batch,
             self.num_q_heads,
             splits,
-            *strides,
-            scale,
-            **self._constants(inputs, queries, self.tiles.suffix_tokens),
+            *numbers,
+            **constants,
+            BLOCK_M=queries,
+            BLOCK_N=self.tiles.suffix_tokens,
             MIN_CHUNK=self.limits.min_chunk,
             num_warps=self.tiles.suffix_warps,
             num_stages=self.tiles.suffix_stages,
@@ -281,14 +290,11 @@ class SharedPrefixDecoder:
             num_warps=MERGE_WARPS,
         )
 
-    def _constants(self, inputs: Any, block_m: int, block_n: int) -> dict[str, Any]:
-        _, k_cache, v_cache, *_ = inputs
+    def _constants(self, k_cache: Tensor, v_cache: Tensor) -> dict[str, Any]:
         return {
             "QUERIES_PER_KV_HEAD": self.num_q_heads // self.num_kv_heads,
             "PAGE_SIZE": self.page_size,
             "HEAD_SIZE": self.head_size,
-            "BLOCK_M": block_m,
-            "BLOCK_N": block_n,
             "SAME_STRIDES": k_cache.stride(0) == v_cache.stride(0),
             "WIDE": max(_last_offset(k_cache), _last_offset(v_cache)) >= 2**31,
             "UPCAST": INTERPRETED and self.dtype == torch.bfloat16,

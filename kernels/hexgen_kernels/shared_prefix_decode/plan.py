@@ -31,7 +31,7 @@ class WorkLimits:
         max_levels: most segments above one row.
         num_kv_heads: KV heads on this device; each item is run once for each of them.
         rows_per_item: most rows whose queries fit one tile, at least 1.
-        target_programs: programs that fill the device about twice over; work is cut to reach it.
+        target_programs: programs that fill the device; work is cut to reach it.
         min_chunk: fewest KV tokens worth a program of their own; the cut falls on multiples.
         num_entries: partial results (one for each query head of a row) that the workspace holds.
     """

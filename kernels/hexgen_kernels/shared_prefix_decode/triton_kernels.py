@@ -69,7 +69,7 @@ def _attend_block(
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     scores *= scale
     if MASKED:
-        scores = tl.where((positions < end)[None, :], scores, float("-inf"))
+        scores = tl.where(inside[None, :], scores, float("-inf"))
     new_best = tl.maximum(best, tl.max(scores, 1))
     shrink = tl.exp2(best - new_best)
     weights = tl.exp2(scores - new_best[:, None])
